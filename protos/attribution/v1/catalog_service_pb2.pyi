@@ -1,0 +1,111 @@
+import datetime
+
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Model(_message.Message):
+    __slots__ = ("name", "corpus", "revision", "create_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    corpus: str
+    revision: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., corpus: _Optional[str] = ..., revision: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("name", "item_id", "caption", "keywords", "creator", "licence", "source", "source_path", "image_sha256", "near_duplicate_group")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    CAPTION_FIELD_NUMBER: _ClassVar[int]
+    KEYWORDS_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_PATH_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    NEAR_DUPLICATE_GROUP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    item_id: int
+    caption: str
+    keywords: _containers.RepeatedScalarFieldContainer[str]
+    creator: str
+    licence: str
+    source: str
+    source_path: str
+    image_sha256: str
+    near_duplicate_group: int
+    def __init__(self, name: _Optional[str] = ..., item_id: _Optional[int] = ..., caption: _Optional[str] = ..., keywords: _Optional[_Iterable[str]] = ..., creator: _Optional[str] = ..., licence: _Optional[str] = ..., source: _Optional[str] = ..., source_path: _Optional[str] = ..., image_sha256: _Optional[str] = ..., near_duplicate_group: _Optional[int] = ...) -> None: ...
+
+class ItemImage(_message.Message):
+    __slots__ = ("media_type", "data")
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    media_type: str
+    data: bytes
+    def __init__(self, media_type: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WithdrawalReceipt(_message.Message):
+    __slots__ = ("corpus", "withdrawn_item_ids", "already_withdrawn_item_ids", "unknown_item_ids", "effective_time", "receipt_id")
+    CORPUS_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALREADY_WITHDRAWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
+    corpus: str
+    withdrawn_item_ids: _containers.RepeatedScalarFieldContainer[int]
+    already_withdrawn_item_ids: _containers.RepeatedScalarFieldContainer[int]
+    unknown_item_ids: _containers.RepeatedScalarFieldContainer[int]
+    effective_time: _timestamp_pb2.Timestamp
+    receipt_id: str
+    def __init__(self, corpus: _Optional[str] = ..., withdrawn_item_ids: _Optional[_Iterable[int]] = ..., already_withdrawn_item_ids: _Optional[_Iterable[int]] = ..., unknown_item_ids: _Optional[_Iterable[int]] = ..., effective_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., receipt_id: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class BatchGetItemsRequest(_message.Message):
+    __slots__ = ("parent", "item_ids")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    item_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, parent: _Optional[str] = ..., item_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BatchGetItemsResponse(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
+
+class GetItemImageRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WithdrawItemsRequest(_message.Message):
+    __slots__ = ("parent", "item_ids", "reason")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    item_ids: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, parent: _Optional[str] = ..., item_ids: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
