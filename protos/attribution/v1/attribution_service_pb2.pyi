@@ -152,3 +152,17 @@ class UploadImageRequest(_message.Message):
     metadata: UploadImageRequest.Metadata
     chunk: bytes
     def __init__(self, metadata: _Optional[_Union[UploadImageRequest.Metadata, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class DownloadQueryImageRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DownloadQueryImageResponse(_message.Message):
+    __slots__ = ("image", "chunk")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    chunk: bytes
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...

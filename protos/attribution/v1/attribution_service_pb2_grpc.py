@@ -79,6 +79,11 @@ class AttributionServiceStub:
                 request_serializer=attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_attribution__service__pb2.Image.FromString,
                 _registered_method=True)
+        self.DownloadQueryImage = channel.unary_stream(
+                '/attribution.v1.AttributionService/DownloadQueryImage',
+                request_serializer=attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageResponse.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -149,6 +154,14 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadQueryImage(self, request, context):
+        """The query image of a job, for those who show it to people: `image` first, then `chunk`s.
+        NOT_FOUND / BLOB_NOT_FOUND for a job that was asked by embedding.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -191,6 +204,11 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.UploadImage,
                     request_deserializer=attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_attribution__service__pb2.Image.SerializeToString,
+            ),
+            'DownloadQueryImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadQueryImage,
+                    request_deserializer=attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -413,6 +431,33 @@ class AttributionService:
             '/attribution.v1.AttributionService/UploadImage',
             attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.SerializeToString,
             attribution_dot_v1_dot_attribution__service__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadQueryImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/attribution.v1.AttributionService/DownloadQueryImage',
+            attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageRequest.SerializeToString,
+            attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageResponse.FromString,
             options,
             channel_credentials,
             insecure,
