@@ -225,3 +225,53 @@ class SettingsInvalid(BylineError):
 
     reason = "SETTINGS_INVALID"
     code = "FAILED_PRECONDITION"
+
+
+class ServerNotStarted(BylineError):
+    """A private server or a service did not come up; the message ends with its log."""
+
+    reason = "SERVER_NOT_STARTED"
+    code = "UNAVAILABLE"
+
+
+class TierNotAvailable(InvalidRequest):
+    """The tier asked for is part of the API but not available in this release of the server."""
+
+    reason = "TIER_NOT_AVAILABLE"
+
+
+class CorpusNotFound(BylineError):
+    """No such corpus is registered."""
+
+    reason = "CORPUS_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class ItemNotFound(BylineError):
+    """No such item in this corpus; a withdrawn item does not exist for callers."""
+
+    reason = "ITEM_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class WatchEnded(BylineError):
+    """A stream has lived as long as it may, or the server is going away: watch again."""
+
+    reason = "WATCH_ENDED"
+    code = "UNAVAILABLE"
+    retry_after_s = 0.1
+
+
+class CallTimedOut(BylineError):
+    """The call took longer than its deadline, or than the server allows for one call."""
+
+    reason = "CALL_TIMED_OUT"
+    code = "DEADLINE_EXCEEDED"
+
+
+class ServerUnreachable(BylineError):
+    """The client could not reach a server, or the answer was no answer of a Byline server."""
+
+    reason = "SERVER_UNREACHABLE"
+    code = "UNAVAILABLE"
+    retry_after_s = 1.0
