@@ -1,0 +1,11 @@
+"""The database: tables, migrations, connections and notifications.
+
+Why it exists: Postgres is the truth of the whole system, and this package is the only place that says
+what it looks like. Nothing here knows what a job or a release *means*; see ``byline.jobs`` and
+``byline.releases`` for that.
+"""
+
+from byline.db.migration import migrate
+from byline.db.session import Session, make_engine, transaction
+
+__all__ = ["Session", "make_engine", "migrate", "transaction"]
