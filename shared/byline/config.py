@@ -1,0 +1,234 @@
+"""Every setting of every program, validated once, with one readable list of what is wrong.
+
+Why it exists: a service must fail at start, naming all its bad settings at once, and never in the
+middle of a job. Settings come from ``BYLINE_*`` environment variables; a secret may come from the
+file named by ``BYLINE_<NAME>_FILE``. Nothing is read when this module is imported and there is no
+global instance: a program calls :func:`load_settings` and passes the result on.
+
+Where the servers are is answered lazily: ``BYLINE_DATABASE_URL``, ``BYLINE_REDIS_URL`` and
+``BYLINE_GRPC_ADDRESS`` win; without them the private servers running under ``state_dir`` are used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from byline.embedded.discovery import discover
+from byline.errors import SettingsInvalid
+
+ENV_PREFIX = "BYLINE_"
+DEFAULT_GRPC_ADDRESS = "127.0.0.1:50551"
+#: Settings that may be given as the path of a file which holds the value.
+SECRET_FIELDS = ("database_url", "redis_url", "page_token_key")
+
+
+def repository_root() -> Path:
+    """The checkout this package runs from, or the working directory when it was installed as a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _server(name: str) -> Any:
+    """A field filled from ``BYLINE_<NAME>`` or the keyword ``name``; empty means "look for a private server"."""
+    return Field("", validation_alias=AliasChoices(name, (ENV_PREFIX + name).lower()), repr=False)
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Durations in seconds, sizes in bytes, addresses as host:port."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, case_sensitive=False, extra="forbid", frozen=True, populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    # Where things are. Use the properties database_url, redis_url and grpc_address.
+    configured_database_url: str = _server("database_url")
+    configured_redis_url: str = _server("redis_url")
+    configured_grpc_address: str = _server("grpc_address")
+    state_dir: Path = Path(".byline")
+    blob_dir: Path = Path()
+    release_dir: Path = Path()
+    cache_dir: Path = Path()
+    model_directory: Path = Field(default_factory=lambda: repository_root() / "data" / "generator")
+    corpus_source: Path = Field(default_factory=lambda: repository_root() / "data" / "openclipart" / "items.parquet")
+    labels_dir: Path = Field(default_factory=lambda: repository_root() / "data" / "labels")
+
+    # What is served.
+    model_id: str = "openclipart"
+    corpus_id: str = "openclipart"
+    project_id: str = Field("default", min_length=1, max_length=64)
+
+    # Jobs.
+    lease_seconds: float = Field(30.0, gt=0, le=3600)
+    heartbeat_seconds: float = Field(0.0, ge=0)
+    max_attempts: int = Field(3, ge=1, le=20)
+    job_ttl_seconds: float = Field(86_400.0, gt=0)
+    lookup_queue_bound: int = Field(10_000, ge=1)
+    verification_queue_bound: int = Field(1_000, ge=1)
+    in_flight_per_stage: int = Field(16, ge=1)
+    dispatch_poll_seconds: float = Field(0.5, gt=0)
+    default_top_k: int = Field(20, ge=1)
+    max_top_k: int = Field(1_000, ge=1)
+    max_image_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    max_image_pixels: int = Field(25_000_000, ge=1)
+    max_prompt_characters: int = Field(2_000, ge=1)
+    page_token_key: str = Field("", repr=False)
+
+    # The method.
+    feature_spec: str = "efficientnet_lite0+minilm+denoiser"
+    verify_teacher: str = "abu_plus"
+    verify_candidates: int = Field(40, ge=1)
+    verify_draws: int = Field(64, ge=1)
+    device: str = "cpu"
+    torch_threads: int = Field(1, ge=1)
+    seed: int = 0
+
+    # Curation: which queries get rankings next.
+    curation_teacher: str = "abu_plus_linear"
+    curation_target_open: int = Field(2, ge=0)
+    curation_poll_seconds: float = Field(2.0, gt=0)
+    curation_candidates: int = Field(400, ge=1)
+    curation_explore_share: float = Field(0.1, ge=0, le=1)
+    curation_draws: int = Field(64, ge=1)
+    curation_sampling_steps: int = Field(50, ge=1)
+    curation_guidance: float = Field(3.0, ge=0)
+    curation_max_rankings: int = Field(100_000, ge=0)
+
+    # Trainer: when to fit again, and what a release must reach.
+    trainer_min_new_rankings: int = Field(8, ge=1)
+    trainer_interval_seconds: float = Field(3_600.0, gt=0)
+    trainer_poll_seconds: float = Field(5.0, gt=0)
+    trainer_loss: str = "listwise"
+    trainer_epochs: int = Field(40, ge=1)
+    gate_map_floor: float = Field(0.05, ge=0, le=1)
+    gate_map_at: int = Field(100, ge=1)
+    gate_regression_tolerance: float = Field(0.01, ge=0, le=1)
+    gate_confidence: float = Field(0.95, gt=0, lt=1)
+
+    # Operation.
+    metrics_port: int = Field(0, ge=0, le=65_535)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    drain_seconds: float = Field(10.0, ge=0)
+
+    @field_validator("state_dir", "blob_dir", "release_dir", "cache_dir", "model_directory", "corpus_source", "labels_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute() if value != Path() else value
+
+    @field_validator("configured_database_url")
+    @classmethod
+    def _postgres_scheme(cls, value: str) -> str:
+        if value.startswith(("postgresql://", "postgres://")):
+            return "postgresql+psycopg://" + value.split("://", 1)[1]
+        if value and not value.startswith("postgresql+psycopg://"):
+            raise ValueError("must be a postgresql:// URL")
+        return value
+
+    @field_validator("configured_redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a redis://, rediss:// or unix:// URL")
+        return value
+
+    @field_validator("configured_grpc_address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        port = value.rpartition(":")[2]
+        if value and (":" not in value or not port.isdigit() or int(port) > 65_535):
+            raise ValueError("must be host:port")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Defaults that depend on other settings: the folders under state_dir, a third of the lease."""
+        state = Path(data.get("state_dir", ".byline")).expanduser().absolute()
+        for name, folder in (("blob_dir", "blobs"), ("release_dir", "releases"), ("cache_dir", "cache")):
+            data.setdefault(name, state / folder)
+        if "heartbeat_seconds" not in data:
+            try:
+                data["heartbeat_seconds"] = float(data.get("lease_seconds", 30.0)) / 3
+            except ValueError:
+                pass  # lease_seconds is not a number: its own field reports that.
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if not 0 < self.heartbeat_seconds < self.lease_seconds:
+            raise ValueError("heartbeat_seconds must be positive and shorter than lease_seconds")
+        if self.default_top_k > self.max_top_k:
+            raise ValueError("default_top_k must not exceed max_top_k")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of Postgres. Raises SettingsInvalid when none is configured and none is running."""
+        if self.configured_database_url:
+            return self.configured_database_url
+        servers = discover(self.state_dir)
+        return servers.database_url if servers else _none_running("database", "BYLINE_DATABASE_URL", self.state_dir)
+
+    @property
+    def redis_url(self) -> str:
+        """URL of Redis. Raises SettingsInvalid when none is configured and none is running."""
+        if self.configured_redis_url:
+            return self.configured_redis_url
+        servers = discover(self.state_dir)
+        return servers.redis_url if servers else _none_running("Redis", "BYLINE_REDIS_URL", self.state_dir)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where the gateway listens and clients call: configured, else announced by ``byline up``, else the default."""
+        if self.configured_grpc_address:
+            return self.configured_grpc_address
+        servers = discover(self.state_dir)
+        return (servers.grpc_address if servers else "") or DEFAULT_GRPC_ADDRESS
+
+
+def _none_running(what: str, variable: str, state_dir: Path) -> str:
+    raise SettingsInvalid(
+        f"no {what} is configured and none runs under {state_dir}: start one with `byline up`, or set {variable}",
+        variable=variable, state_dir=state_dir,
+    )
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment, the files named by ``BYLINE_*_FILE`` and ``overrides`` (which win).
+
+    Raises SettingsInvalid whose message lists every problem, one a line.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    known = {name.removeprefix("configured_") for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if not variable.startswith(ENV_PREFIX) or name in known or name.startswith("test_"):
+            continue
+        if name.removesuffix("_file") in SECRET_FIELDS and name.endswith("_file"):
+            try:
+                values[name.removesuffix("_file")] = Path(os.environ[variable]).read_text().strip()
+            except OSError as error:
+                problems.append(f"{variable}: cannot read {os.environ[variable]}: {error.strerror}")
+        else:
+            problems.append(f"{variable}: no such setting")
+    for name in sorted(set(overrides) - known):
+        problems.append(f"{name}: no such setting")
+    values.update({name: value for name, value in overrides.items() if value is not None and name in known})
+    settings: Settings | None = None
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        for detail in error.errors():
+            field = ".".join(str(part) for part in detail["loc"]).removeprefix(ENV_PREFIX.lower())
+            where = f"{ENV_PREFIX}{field.upper()}: " if field else ""
+            problems.append(f"{where}{detail['msg'].removeprefix('Value error, ')}")
+    if problems or settings is None:
+        raise SettingsInvalid("settings are invalid:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return settings

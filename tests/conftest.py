@@ -1,0 +1,112 @@
+"""Fixtures every test may use: a real Postgres and a real Redis-protocol server, from the wheels.
+
+Both servers are started once per session, on first use, and stopped at its end (the kernel stops
+them if the session is killed). ``database_url`` is a fresh database with all migrations applied,
+copied from a template in some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from byline.embedded.postgres import PrivatePostgres
+from byline.embedded.valkey import PrivateValkey
+
+_TEMPLATE = "byline_template"
+
+
+def _plain(url: str) -> str:
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+def _named(url: str, database: str) -> str:
+    return f"{url.rpartition('/')[0]}/{database}"
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(_plain(url), autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def server_directory() -> Iterator[Path]:
+    """A folder everybody may enter: root's Postgres runs as nobody, and pytest's own folders have mode 0700."""
+    folder = Path(tempfile.mkdtemp(prefix="byline-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def private_postgres(server_directory: Path) -> Iterator[PrivatePostgres]:
+    """The session's Postgres server. Tests that kill a server start one of their own instead."""
+    server = PrivatePostgres(
+        server_directory / "postgres", die_with_parent=True,
+        settings={"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"},
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(private_postgres: PrivatePostgres) -> str:
+    """SQLAlchemy URL of the session's server; its database is empty and shared: use ``database_url`` for tables."""
+    return private_postgres.url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> str:
+    """Name of the database with all migrations applied, from which each test's database is copied."""
+    from byline.db import migrate
+
+    _execute(postgres_url, f"CREATE DATABASE {_TEMPLATE}")
+    migrate(_named(postgres_url, _TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh database without tables (for tests of the migrations themselves)."""
+    yield from _database(postgres_url, "template1")
+
+
+@pytest.fixture
+def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh database with all migrations applied; dropped after the test."""
+    yield from _database(postgres_url, migrated_template)
+
+
+def _database(url: str, template: str) -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex}"
+    _execute(url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _named(url, name)
+    _execute(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def private_valkey(server_directory: Path) -> Iterator[PrivateValkey]:
+    """The session's Redis-protocol server."""
+    server = PrivateValkey(server_directory / "valkey", die_with_parent=True)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(private_valkey: PrivateValkey) -> Iterator[str]:
+    """URL of an empty Redis; emptied again after the test."""
+    client: Any = redis.Redis.from_url(private_valkey.url)
+    client.flushall()
+    yield private_valkey.url
+    client.flushall()
+    client.close()
