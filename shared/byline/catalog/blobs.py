@@ -1,0 +1,84 @@
+"""Bytes addressed by their sha256: corpus images, query images, generated images.
+
+Why it exists: image bytes never travel in a message or a database row, only their digest does; and a
+digest that was acknowledged must still lead to the whole bytes after a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from byline.errors import BlobNotFound, InvalidRequest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def sha256_hex(data: bytes) -> str:
+    """Lower-case hex sha256 of the bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory durable (a rename is only safe after this)."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class BlobStore:
+    """Content-addressed files under ``root`` (``ab/abcdef…``). Safe for many processes on one file system."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, stored or not. InvalidRequest when it is not 64 lower-case hex digits."""
+        if not _DIGEST.fullmatch(sha256):
+            raise InvalidRequest("sha256", "must be 64 lower-case hexadecimal digits", value=sha256[:80])
+        return self.root / sha256[:2] / sha256
+
+    def exists(self, sha256: str) -> bool:
+        """True when the blob is stored."""
+        return self.path(sha256).is_file()
+
+    def put(self, data: bytes) -> str:
+        """Store the bytes durably and return their digest; storing the same bytes again costs one stat."""
+        digest = sha256_hex(data)
+        target = self.path(digest)
+        if target.is_file():
+            return digest
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fsync_directory(self.root)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".put-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o444)
+            os.replace(name, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        fsync_directory(target.parent)
+        return digest
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of a blob. BlobNotFound when it is not stored, or when its file no longer matches its digest."""
+        try:
+            data = self.path(sha256).read_bytes()
+        except FileNotFoundError as error:
+            raise BlobNotFound(f"no image with sha256 {sha256} is stored; upload it first", sha256=sha256) from error
+        if sha256_hex(data) != sha256:
+            raise BlobNotFound(f"the stored file of {sha256} is damaged; upload it again", sha256=sha256)
+        return data

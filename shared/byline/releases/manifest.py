@@ -1,0 +1,164 @@
+"""What a release is made of, written last and checked first.
+
+Why it exists: a head with another head's index gives plausible nonsense and no error. The manifest ties
+every file of a release together by digest and says what made them: which features, which labels, which
+teacher, which parent. It needs neither torch nor faiss, so the gateway can read it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from byline.errors import ReleaseCorrupt
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+HEAD = "head.safetensors"
+EMBEDDINGS = "embeddings.faiss"
+CATALOGUE = "catalogue.parquet"
+CALIBRATOR = "calibrator.json"
+GOLDEN = "golden.safetensors"
+#: Optional: present once a release serves the ESTIMATED tier.
+SKETCHES = "sketches.faiss"
+REQUIRED_FILES = (HEAD, EMBEDDINGS, CATALOGUE, CALIBRATOR, GOLDEN)
+
+_ReleaseId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+_FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9]+$")]
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(BaseModel):
+    """One file of the release."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: _Digest
+    bytes: int = Field(ge=0)
+
+
+class LabelSet(BaseModel):
+    """Which rankings the head learnt from: how many queries, and a digest of all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: int = Field(ge=0)
+    digest: str
+
+
+class ReleaseManifest(BaseModel):
+    """The whole description of one release. Immutable; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    release_id: _ReleaseId
+    model_id: str
+    model_revision: str
+    corpus_id: str
+    parent: str | None = None
+    created_at: datetime
+    feature_spec: str
+    preprocessing_hash: str
+    feature_dim: int = Field(gt=0)
+    embedding_dim: int = Field(gt=0)
+    items: int = Field(gt=0)
+    index_factory: str
+    teacher_id: str
+    labels: LabelSet
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    git_sha: str = ""
+    files: dict[_FileName, FileEntry]
+
+    @field_validator("created_at")
+    @classmethod
+    def _aware(cls, value: datetime) -> datetime:
+        if value.tzinfo is None:
+            raise ValueError("must carry a time zone")
+        return value.astimezone(UTC)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known_schema(cls, value: int) -> int:
+        if value != SCHEMA_VERSION:
+            raise ValueError(f"is {value}, this version reads {SCHEMA_VERSION}")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _complete(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        missing = sorted(set(REQUIRED_FILES) - set(value))
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        return value
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as stored in ``releases.manifest`` and in the file."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: object) -> ReleaseManifest:
+        """Parse what ``to_json`` gave. ReleaseCorrupt names every field that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ReleaseCorrupt(f"the manifest is not usable: {faults}") from error
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON: two manifests with the same digest describe the same bytes."""
+        return hashlib.sha256(_canonical(self.to_json())).hexdigest()
+
+    def write(self, directory: Path) -> None:
+        """Write ``manifest.json`` into a directory (the builder makes it durable)."""
+        (directory / MANIFEST).write_text(json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> ReleaseManifest:
+        """The manifest of a release directory. ReleaseCorrupt when it is missing or not usable."""
+        path = directory / MANIFEST
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ReleaseCorrupt(f"{path} is missing or not JSON", file=MANIFEST) from error
+        return cls.from_json(value)
+
+
+def make_release_id(created_at: datetime, *parts: str) -> str:
+    """A name that sorts by time and differs by contents: ``2026-09-12T10-03-07Z-3f9c1a2b``."""
+    digest = hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:8]
+    return f"{created_at.astimezone(UTC):%Y-%m-%dT%H-%M-%SZ}-{digest}"
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Digest and size of a file, read in chunks. OSError when it cannot be read."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, bytes=path.stat().st_size)
+
+
+def verify_files(directory: Path, manifest: ReleaseManifest) -> None:
+    """Compare every file with the manifest. ReleaseCorrupt names the first that is missing or altered."""
+    for name, expected in manifest.files.items():
+        try:
+            found = file_entry(directory / name)
+        except OSError as error:
+            raise ReleaseCorrupt(
+                f"{name} of release {manifest.release_id} is missing", file=name, release_id=manifest.release_id
+            ) from error
+        if found != expected:
+            raise ReleaseCorrupt(
+                f"{name} of release {manifest.release_id} was altered: its sha256 is {found.sha256[:16]}…, "
+                f"the manifest says {expected.sha256[:16]}…",
+                file=name, release_id=manifest.release_id,
+            )  # fmt: skip
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,234 @@
+"""Which releases exist and which one is active: rows in Postgres, changed by compare-and-set.
+
+Why it exists: "active" must be one fact for a whole fleet, changeable conditionally, reversible by the
+same call and auditable. A symlink is none of these. No torch, no faiss: the gateway uses this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from byline.db.listen import RELEASES
+from byline.db.models import Base
+from byline.db.session import transaction
+from byline.errors import ReleaseChanged, ReleaseNotEligible, ReleaseNotFound
+from byline.releases.manifest import ReleaseManifest
+
+_releases = Base.metadata.tables["releases"]
+_active = Base.metadata.tables["active_releases"]
+_audit = Base.metadata.tables["audit_events"]
+
+
+class ReleaseState(StrEnum):
+    """Life of a release. BUILT: registered, not judged; VALIDATED: passed the gate."""
+
+    BUILT = "BUILT"
+    VALIDATED = "VALIDATED"
+    ACTIVE = "ACTIVE"
+    RETIRED = "RETIRED"
+    REJECTED = "REJECTED"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRelease:
+    """The release that answers for a model. ``epoch`` rises by one with every change."""
+
+    model_id: str
+    release_id: str
+    previous_release_id: str | None
+    epoch: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    """One registered release. ``reason`` says why it was rejected or last activated."""
+
+    release_id: str
+    model_id: str
+    state: ReleaseState
+    directory: Path
+    manifest: ReleaseManifest
+    metrics: Mapping[str, Any]
+    parent: str | None
+    reason: str | None
+    created_at: datetime
+
+
+class ReleaseRegistry:
+    """The ``releases`` and ``active_releases`` tables. Every method is one transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def register(self, manifest: ReleaseManifest, directory: Path) -> ReleaseRecord:
+        """Record a built release (state BUILT). Registering the same manifest again changes nothing.
+
+        ReleaseNotEligible when another release has this id.
+        """
+        row = {
+            "id": manifest.release_id, "model_id": manifest.model_id, "state": ReleaseState.BUILT.value,
+            "directory": str(directory), "manifest": manifest.to_json(), "metrics": dict(manifest.metrics),
+            "parent": manifest.parent, "created_at": manifest.created_at,
+        }  # fmt: skip
+        with transaction(self._engine) as connection:
+            connection.execute(pg_insert(_releases).values(row).on_conflict_do_nothing(index_elements=["id"]))
+            record = _record(connection, manifest.release_id)
+        if record.manifest.digest != manifest.digest:
+            raise ReleaseNotEligible(
+                f"another release is registered as {manifest.release_id}", release_id=manifest.release_id
+            )
+        return record
+
+    def validate(self, release_id: str, metrics: Mapping[str, Any] | None = None) -> ReleaseRecord:
+        """BUILT → VALIDATED: the gate let it pass; ``metrics`` are added to the recorded ones."""
+        return self._judge(release_id, ReleaseState.VALIDATED, None, metrics)
+
+    def reject(self, release_id: str, reason: str, metrics: Mapping[str, Any] | None = None) -> ReleaseRecord:
+        """BUILT or VALIDATED → REJECTED with the reason. ReleaseNotEligible when it is or was active."""
+        return self._judge(release_id, ReleaseState.REJECTED, reason, metrics)
+
+    def activate(
+        self,
+        model_id: str,
+        release_id: str,
+        expected_epoch: int | None = None,
+        reason: str = "",
+        principal: str = "local",
+    ) -> ActiveRelease:
+        """Make a release the active one, in one transaction with its notification.
+
+        ``expected_epoch`` makes it conditional: ReleaseChanged when another activation came first (0 stands
+        for "none was active"). ReleaseNotFound; ReleaseNotEligible for a rejected release or another
+        model's. Activating the active release changes nothing. A BUILT release that was not judged yet may
+        be activated: that is the operator's decision, and the audit trail says so.
+        """
+        with transaction(self._engine) as connection:
+            now = _lock(connection, model_id)
+            return _switch(connection, model_id, release_id, now, expected_epoch, reason, principal)
+
+    def rollback(
+        self, model_id: str, expected_epoch: int | None = None, reason: str = "rollback", principal: str = "local"
+    ) -> ActiveRelease:
+        """Activate the release that was active before. ReleaseNotEligible when there is none."""
+        with transaction(self._engine) as connection:
+            now = _lock(connection, model_id)
+            current = _current(connection, model_id)
+            if current is None or current.previous_release_id is None:
+                raise ReleaseNotEligible(f"model {model_id} has no earlier release to go back to", model_id=model_id)
+            return _switch(connection, model_id, current.previous_release_id, now, expected_epoch, reason, principal)
+
+    def active(self, model_id: str) -> ActiveRelease | None:
+        """The active release of a model, or None before the first activation."""
+        with transaction(self._engine) as connection:
+            return _current(connection, model_id)
+
+    def get(self, release_id: str) -> ReleaseRecord:
+        """One release. ReleaseNotFound."""
+        with transaction(self._engine) as connection:
+            return _record(connection, release_id)
+
+    def list(self, model_id: str | None = None, limit: int = 100) -> list[ReleaseRecord]:
+        """Releases, newest first."""
+        query = select(_releases).order_by(_releases.c.created_at.desc(), _releases.c.id.desc()).limit(limit)
+        if model_id is not None:
+            query = query.where(_releases.c.model_id == model_id)
+        with transaction(self._engine) as connection:
+            return [_to_record(row) for row in connection.execute(query).mappings()]
+
+    def _judge(
+        self, release_id: str, state: ReleaseState, reason: str | None, metrics: Mapping[str, Any] | None
+    ) -> ReleaseRecord:
+        with transaction(self._engine) as connection:
+            record = _record(connection, release_id, lock=True)
+            if record.state not in (ReleaseState.BUILT, ReleaseState.VALIDATED, state):
+                raise ReleaseNotEligible(
+                    f"release {release_id} is {record.state} and cannot become {state}",
+                    release_id=release_id, state=record.state,
+                )  # fmt: skip
+            values: dict[str, Any] = {"state": state.value, "metrics": {**record.metrics, **(metrics or {})}}
+            if reason is not None:
+                values["reason"] = reason
+            connection.execute(update(_releases).where(_releases.c.id == release_id).values(values))
+            return _record(connection, release_id)
+
+
+def _lock(connection: Connection, model_id: str) -> datetime:
+    """Serialise the changes of one model (also the very first, when there is no row yet); the database's time."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"release:{model_id}"})
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now
+
+
+def _switch(
+    connection: Connection, model_id: str, release_id: str, now: datetime,
+    expected_epoch: int | None, reason: str, principal: str,
+) -> ActiveRelease:  # fmt: skip
+    current = _current(connection, model_id)
+    epoch = current.epoch if current else 0
+    if expected_epoch is not None and expected_epoch != epoch:
+        raise ReleaseChanged(
+            f"the active release of {model_id} changed meanwhile: its epoch is {epoch}, not {expected_epoch}",
+            model_id=model_id, epoch=epoch, expected_epoch=expected_epoch,
+        )  # fmt: skip
+    record = _record(connection, release_id, lock=True)
+    if record.model_id != model_id:
+        raise ReleaseNotEligible(
+            f"release {release_id} belongs to model {record.model_id}, not {model_id}", release_id=release_id
+        )
+    if record.state is ReleaseState.REJECTED:
+        raise ReleaseNotEligible(f"release {release_id} was rejected: {record.reason}", release_id=release_id)
+    if current is not None and current.release_id == release_id:
+        return current
+    previous = current.release_id if current else None
+    connection.execute(
+        update(_releases).where(_releases.c.id == release_id).values(state="ACTIVE", reason=reason or record.reason)
+    )
+    values = {"release_id": release_id, "previous_release_id": previous, "epoch": epoch + 1, "updated_at": now}
+    if current is None:
+        connection.execute(insert(_active).values(model_id=model_id, **values))
+    else:
+        connection.execute(update(_releases).where(_releases.c.id == previous).values(state="RETIRED"))
+        connection.execute(update(_active).where(_active.c.model_id == model_id).values(values))
+    connection.execute(
+        insert(_audit).values(
+            at=now, principal=principal, action="ActivateRelease", resource=f"releases/{release_id}",
+            decision="ALLOWED",
+            detail={"model_id": model_id, "from": previous, "epoch": epoch + 1, "state": record.state, "why": reason},
+        )
+    )  # fmt: skip
+    connection.execute(select(func.pg_notify(RELEASES, model_id)))
+    return ActiveRelease(model_id, release_id, previous, epoch + 1, now)
+
+
+def _current(connection: Connection, model_id: str) -> ActiveRelease | None:
+    row = connection.execute(select(_active).where(_active.c.model_id == model_id)).mappings().one_or_none()
+    if row is None:
+        return None
+    return ActiveRelease(
+        row["model_id"], row["release_id"], row["previous_release_id"], row["epoch"], row["updated_at"]
+    )
+
+
+def _record(connection: Connection, release_id: str, lock: bool = False) -> ReleaseRecord:
+    query = select(_releases).where(_releases.c.id == release_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise ReleaseNotFound(f"no release is registered as {release_id}", release_id=release_id)
+    return _to_record(row)
+
+
+def _to_record(row: Mapping[Any, Any]) -> ReleaseRecord:
+    return ReleaseRecord(
+        release_id=row["id"], model_id=row["model_id"], state=ReleaseState(row["state"]),
+        directory=Path(row["directory"]), manifest=ReleaseManifest.from_json(row["manifest"]),
+        metrics=row["metrics"] or {}, parent=row["parent"], reason=row["reason"], created_at=row["created_at"],
+    )  # fmt: skip
