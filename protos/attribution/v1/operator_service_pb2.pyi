@@ -28,18 +28,24 @@ class ListReleasesResponse(_message.Message):
     def __init__(self, releases: _Optional[_Iterable[_Union[_release_pb2.Release, _Mapping]]] = ..., active: _Optional[_Union[_release_pb2.ActiveRelease, _Mapping]] = ...) -> None: ...
 
 class ActivateReleaseRequest(_message.Message):
-    __slots__ = ("name", "epoch")
+    __slots__ = ("name", "epoch", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RollbackReleaseRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "epoch", "reason")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    epoch: int
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetQueueStatusRequest(_message.Message):
     __slots__ = ()
