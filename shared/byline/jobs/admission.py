@@ -1,0 +1,143 @@
+"""Taking in jobs: idempotent by request id, and bounded.
+
+Why it exists: ``Create`` is acknowledged when this transaction commits, so what it inserts is never lost;
+the same request twice must give the same job; and a bounded queue is the only back-pressure there is.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+from sqlalchemy import Connection, func, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert
+
+from byline.errors import InvalidRequest, QueueFull, RequestIdReused
+from byline.jobs.model import Job, NewJob, fingerprint, pack_embedding
+from byline.jobs.rows import EVENTS, JOBS, to_job
+from byline.jobs.states import Stage, State, Tier, first_stage, stages
+
+#: Below ``bound - margin`` jobs are admitted without a lock: concurrent creators cannot overshoot by more.
+_MARGIN = 256
+_LOCK_CLASS = 0x62796C  # first key of the advisory locks, the second is the stage's number
+
+Key = tuple[str, str]
+
+
+def admit(
+    connection: Connection,
+    news: Sequence[NewJob],
+    bounds: Mapping[Stage, int],
+    new_id: Callable[[], uuid.UUID],
+) -> list[tuple[Job, bool]]:
+    """Insert what is new; return each request's job, and whether this call created it, in order.
+
+    All or nothing. Raises ``RequestIdReused`` (same id, other contents) and ``QueueFull``; a request that
+    exists already is answered even when the queue is full. Insert first, then look: no read-then-write race.
+    """
+    if not news:
+        return []
+    prints = {_key(new): fingerprint(_checked(new)) for new in reversed(news)}
+    # Sorted, so that two batches with common ids wait for each other instead of deadlocking.
+    unique = {_key(new): new for new in reversed(news)}
+    values = [_columns(unique[key], prints[key], new_id()) for key in sorted(unique)]
+    statement = insert(JOBS).values(values).on_conflict_do_nothing().returning(*JOBS.c)
+    created = {_key(job): job for job in map(to_job, connection.execute(statement).mappings())}
+    if created:
+        _check_bounds(connection, list(created.values()), bounds)
+        connection.execute(EVENTS.insert(), [_created(job) for job in created.values()])
+    missing = [key for key in unique if key not in created]
+    existing = _existing(connection, missing)
+    answers: list[tuple[Job, bool]] = []
+    for new in news:
+        key = _key(new)
+        job = created.get(key) or existing[key]
+        if job.fingerprint != fingerprint(new):
+            raise RequestIdReused(
+                "request_id", "was used before for another request; choose a new one", existing_job=job.id
+            )
+        answers.append((job, key in created and all(job is not answered for answered, _ in answers)))
+    return answers
+
+
+def _key(job: NewJob | Job) -> Key:
+    return job.project_id, job.request_id
+
+
+def _checked(new: NewJob) -> NewJob:
+    for name in ("project_id", "request_id", "prompt"):
+        if "\x00" in getattr(new, name):
+            raise InvalidRequest(name, "must not contain the character NUL")
+    return new
+
+
+def _columns(new: NewJob, print_: str, job_id: uuid.UUID) -> dict[str, object]:
+    return {
+        "id": job_id,
+        "project_id": new.project_id,
+        "request_id": new.request_id,
+        "fingerprint": print_,
+        "kind": new.kind,
+        "model_id": new.model_id,
+        "prompt": new.prompt,
+        "image_sha256": new.image_sha256,
+        "embedding": None if new.embedding is None else pack_embedding(new.embedding),
+        "tier": new.tier,
+        "verification": new.verification,
+        "top_k": new.top_k,
+        "candidates": new.candidates,
+        "payload": dict(new.payload),
+        "state": State.QUEUED,
+        "stage": first_stage(new.kind),
+        "max_attempts": new.max_attempts,
+        "expire_time": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, float(new.ttl_s)),
+    }
+
+
+def _created(job: Job) -> dict[str, object]:
+    return {
+        "job_id": job.id,
+        "from_state": None,
+        "to_state": State.QUEUED,
+        "stage": job.stage,
+        "actor": "client",
+        "fence": 0,
+        "reason": "created",
+    }
+
+
+def _existing(connection: Connection, keys: Sequence[Key]) -> dict[Key, Job]:
+    if not keys:
+        return {}
+    statement = select(JOBS).where(tuple_(JOBS.c.project_id, JOBS.c.request_id).in_(keys))
+    return {_key(job): job for job in map(to_job, connection.execute(statement).mappings())}
+
+
+def _check_bounds(connection: Connection, created: Sequence[Job], bounds: Mapping[Stage, int]) -> None:
+    """Roll back (by raising) if a stage these jobs will pass through holds more than its bound."""
+    touched = {stage for job in created for stage in stages(job.kind, job.tier)}
+    for number, stage in enumerate(Stage):
+        bound = bounds.get(stage)
+        if bound is None or stage not in touched:
+            continue
+        waiting = _waiting(connection, stage, bound)
+        if waiting > bound - _MARGIN:
+            # Near the bound: one creator at a time, each seeing what the one before it committed.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:c, :s)"), {"c": _LOCK_CLASS, "s": number})
+            waiting = _waiting(connection, stage, bound)
+        if waiting > bound:
+            raise QueueFull(f"the {stage} queue holds its bound of {bound} jobs; try again later", stage=stage)
+
+
+def _waiting(connection: Connection, stage: Stage, bound: int) -> int:
+    """Jobs waiting for ``stage`` now or later, counted no further than needed, own inserts included."""
+    if stage is Stage.VERIFY:
+        condition = "tier = :tier AND kind = 'attribution' AND state IN ('QUEUED', 'RUNNING', 'CANCELLING')"
+    elif stage is Stage.ESTIMATE:
+        condition = "tier = :tier AND kind = 'attribution' AND state = 'QUEUED'"
+    else:
+        condition = "stage = :stage AND state = 'QUEUED'"
+    tier = Tier.VERIFIED if stage is Stage.VERIFY else Tier.ESTIMATED
+    statement = text(f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {condition} LIMIT :most) AS waiting")  # noqa: S608
+    parameters = {"stage": stage, "tier": tier, "most": bound + 1}
+    return int(connection.execute(statement, parameters).scalar_one())

@@ -1,0 +1,184 @@
+"""A worker's side of a job: claim, heartbeat, complete, fail, cancel, give back.
+
+Why it exists: the four promises about effects rest on these statements alone. A claim raises the fence and
+sets a lease by the database's clock; every later write of the worker must find its fence on a row that is
+still RUNNING (or CANCELLING), under the row's lock, or it changes nothing and raises ``LeaseLost``.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from byline.errors import BylineError, LeaseLost
+from byline.jobs.model import Claim, Job
+from byline.jobs.retry import retry_delay_s
+from byline.jobs.rows import JOBS, RESULTS, add_result, change, end_failed, exhausted, find, requeue, to_job
+from byline.jobs.states import Stage, State, next_stage
+
+# One statement, so that of many workers with the same doorbell exactly one gets the row. The attempt is
+# counted here, before any work: a job that kills its worker is counted too.
+_CLAIM = text("""
+WITH prior AS (
+    SELECT id, state FROM jobs
+    WHERE id = :id AND stage = :stage AND cancel_requested_at IS NULL AND attempt < max_attempts
+      AND expire_time > now()
+      AND ((state = 'QUEUED' AND (next_attempt_at IS NULL OR next_attempt_at <= now()))
+           OR (state = 'RUNNING' AND lease_until < now()))
+      AND NOT EXISTS (SELECT 1 FROM stage_controls WHERE stage_controls.stage = :stage AND paused)
+    FOR UPDATE OF jobs
+), claimed AS (
+    UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, fence = fence + 1, lease_owner = :worker,
+        lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
+        start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
+    FROM prior WHERE jobs.id = prior.id
+    RETURNING jobs.*, prior.state AS prior_state
+), noted AS (
+    INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
+    SELECT id, prior_state, state, stage, :worker, fence,
+           CASE prior_state WHEN 'RUNNING' THEN 'lease taken over' ELSE 'claimed' END FROM claimed
+)
+SELECT * FROM claimed
+""")
+
+_HEARTBEAT = text("""
+UPDATE jobs SET lease_until = now() + make_interval(secs => :lease),
+    progress_done = :done, progress_total = :total
+WHERE id = :id AND fence = :fence AND stage = :stage AND state IN ('RUNNING', 'CANCELLING')
+RETURNING cancel_requested_at IS NOT NULL
+""")
+
+
+def claim(
+    connection: Connection,
+    job_id: uuid.UUID,
+    stage: Stage,
+    *,
+    worker_id: str,
+    lease_s: float,
+    release_id: str | None,
+) -> Claim | None:
+    """Take the lease, or None if there is nothing to do (taken, ended, paused, not due, another stage)."""
+    parameters = {"id": job_id, "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id}
+    row = connection.execute(_CLAIM, parameters).mappings().first()
+    if row is None:
+        return None
+    job = to_job({name: row[name] for name in JOBS.c.keys()})  # type: ignore[arg-type]
+    return Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id)
+
+
+def heartbeat(connection: Connection, held: Claim, done: int, total: int, lease_s: float) -> bool:
+    """Extend the lease and report progress; True if cancellation was asked for. Raises ``LeaseLost``."""
+    parameters = {
+        "id": held.job.id,
+        "fence": held.fence,
+        "stage": held.stage,
+        "done": done,
+        "total": total,
+        "lease": lease_s,
+    }
+    row = connection.execute(_HEARTBEAT, parameters).first()
+    if row is None:
+        raise _lost(held)
+    return bool(row[0])
+
+
+def complete(
+    connection: Connection,
+    held: Claim,
+    result: Mapping[str, Any],
+    also: Callable[[Connection], None] | None,
+) -> Job:
+    """Write the stage's result and move on, in this transaction; ``also`` writes what belongs to it.
+
+    A repeat of a completion that did commit (its answer was lost) changes nothing and returns the job. A
+    job that is being cancelled becomes CANCELLED and keeps nothing of this stage. Raises ``LeaseLost``.
+    """
+    job = _held(connection, held)
+    if job is None:
+        done = select(RESULTS.c.fence).where(RESULTS.c.job_id == held.job.id, RESULTS.c.stage == held.stage)
+        current = find(connection, held.job.id)
+        if current is None or connection.execute(done).scalar() != held.fence:
+            raise _lost(held)
+        return current
+    if job.state is State.CANCELLING:
+        return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
+    add_result(connection, job, result)
+    if also is not None:
+        also(connection)
+    following = next_stage(job.stage, job.tier)
+    if following is None:
+        return change(connection, job, State.SUCCEEDED, actor=held.worker_id, reason="completed", error=None)
+    return requeue(
+        connection,
+        job,
+        actor=held.worker_id,
+        reason=f"{job.stage} completed",
+        delay_s=0,
+        stage=following,
+        attempt=0,
+        error=None,
+        progress_done=0,
+        progress_total=0,
+    )
+
+
+def fail(connection: Connection, held: Claim, error: BylineError, *, retry: bool, rng: random.Random) -> Job:
+    """End this attempt. ``retry`` puts the job back with a delay while attempts are left. Raises ``LeaseLost``."""
+    job = _require(connection, held)
+    if job.state is State.CANCELLING:
+        return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
+    if not retry:
+        return end_failed(connection, job, error, actor=held.worker_id)
+    return retry_or_end(connection, job, error, actor=held.worker_id, rng=rng)
+
+
+def retry_or_end(connection: Connection, job: Job, error: BylineError, *, actor: str, rng: random.Random) -> Job:
+    """Queue a locked RUNNING job again after a delay, or end it as dead if this was its last attempt."""
+    if job.attempt >= job.max_attempts:
+        return end_failed(connection, job, exhausted(job, error.reason, error.message), actor=actor)
+    # retry_after_s of 0 says that the next attempt meets other circumstances already.
+    delay_s = 0.0 if error.retry_after_s == 0 else retry_delay_s(job.attempt, rng)
+    return requeue(connection, job, actor=actor, reason=error.reason, delay_s=delay_s, error=error.to_json())
+
+
+def acknowledge_cancel(connection: Connection, held: Claim) -> Job:
+    """The worker stopped because cancellation was asked for. Raises ``LeaseLost``, ``IllegalTransition``."""
+    job = _require(connection, held)
+    return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
+
+
+def give_back(connection: Connection, held: Claim) -> Job:
+    """The worker is stopping: queue the job again at once and do not count the attempt. Raises ``LeaseLost``."""
+    job = _require(connection, held)
+    if job.state is State.CANCELLING:
+        return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
+    return requeue(connection, job, actor=held.worker_id, reason="worker stopping", delay_s=0, attempt=job.attempt - 1)
+
+
+def _held(connection: Connection, held: Claim) -> Job | None:
+    """The claim's job, row-locked, if the claim still holds it."""
+    job = find(connection, held.job.id, lock=True)
+    if job is None or job.fence != held.fence or job.stage is not held.stage:
+        return None
+    return job if job.state in (State.RUNNING, State.CANCELLING) else None
+
+
+def _require(connection: Connection, held: Claim) -> Job:
+    job = _held(connection, held)
+    if job is None:
+        raise _lost(held)
+    return job
+
+
+def _lost(held: Claim) -> LeaseLost:
+    return LeaseLost(
+        "the lease on this job was lost; stop, write nothing",
+        job_id=held.job.id,
+        stage=held.stage,
+        fence=held.fence,
+    )

@@ -1,0 +1,152 @@
+"""Reading and writing rows of the job tables: the only module that maps rows to ``byline.jobs.model``.
+
+Why it exists: the modules beside it (admission, leases, outbox, dead) each hold one concern of the store and
+share these few statements. Every change of state goes through ``change``, which checks the transition
+table and writes the event, so no path can forget either. All functions work inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
+
+from byline.db.models import JobEventRow, JobResultRow, JobRow
+from byline.errors import AttemptsExhausted, BylineError
+from byline.jobs.model import Job, JobEvent, StageResult, unpack_embedding
+from byline.jobs.states import Kind, Stage, State, Tier, Verification, check_transition
+
+JOBS: Table = JobRow.metadata.tables["jobs"]
+RESULTS: Table = JobResultRow.metadata.tables["job_results"]
+EVENTS: Table = JobEventRow.metadata.tables["job_events"]
+
+#: Columns that a job has only while a worker holds it.
+NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_until": None}
+
+
+def to_job(row: RowMapping) -> Job:
+    """A row of ``jobs`` (all columns) as a value."""
+    values = dict(row)
+    values["kind"] = Kind(row["kind"])
+    values["tier"] = Tier(row["tier"])
+    values["verification"] = Verification(row["verification"])
+    values["state"] = State(row["state"])
+    values["stage"] = Stage(row["stage"])
+    values["embedding"] = None if row["embedding"] is None else unpack_embedding(row["embedding"])
+    return Job(**values)
+
+
+def to_event(row: RowMapping) -> JobEvent:
+    """A row of ``job_events`` as a value."""
+    return JobEvent(
+        at=row["at"],
+        from_state=None if row["from_state"] is None else State(row["from_state"]),
+        to_state=State(row["to_state"]),
+        stage=Stage(row["stage"]),
+        actor=row["actor"],
+        fence=row["fence"],
+        reason=row["reason"],
+    )
+
+
+def to_result(row: RowMapping) -> StageResult:
+    """A row of ``job_results`` as a value."""
+    return StageResult(
+        stage=Stage(row["stage"]),
+        release_id=row["release_id"],
+        fence=row["fence"],
+        result=row["result"],
+        created_at=row["created_at"],
+    )
+
+
+def find(connection: Connection, job_id: uuid.UUID, *, lock: bool = False) -> Job | None:
+    """The job, row-locked until the transaction ends if ``lock``."""
+    statement = select(JOBS).where(JOBS.c.id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).mappings().first()
+    return None if row is None else to_job(row)
+
+
+def add_event(connection: Connection, job: Job, before: State | None, *, stage: Stage, actor: str, reason: str) -> None:
+    """Record that ``job`` (as it is now) came from ``before`` while in ``stage``."""
+    connection.execute(
+        insert(EVENTS).values(
+            job_id=job.id,
+            from_state=before,
+            to_state=job.state,
+            stage=stage,
+            actor=actor,
+            fence=job.fence,
+            reason=reason,
+        )
+    )
+
+
+def change(connection: Connection, job: Job, to: State, *, actor: str, reason: str, **values: object) -> Job:
+    """Change a job whose row the caller has locked; ``values`` are further columns. Writes the event.
+
+    Raises ``IllegalTransition`` if the table forbids it. A terminal state drops the lease and sets ``end_time``.
+    """
+    check_transition(job.state, to)
+    columns: dict[str, object] = {"state": to, **values}
+    if to in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        columns |= {**NO_LEASE, "end_time": func.now(), "next_attempt_at": None, "dispatched_at": None}
+    statement = update(JOBS).where(JOBS.c.id == job.id).values(columns).returning(*JOBS.c)
+    changed = to_job(connection.execute(statement).mappings().one())
+    add_event(connection, changed, job.state, stage=job.stage, actor=actor, reason=reason)
+    return changed
+
+
+def add_result(connection: Connection, job: Job, result: Mapping[str, Any]) -> None:
+    """Write what the job's current stage found; the primary key refuses a second one."""
+    connection.execute(
+        insert(RESULTS).values(
+            job_id=job.id, stage=job.stage, release_id=job.release_id, fence=job.fence, result=dict(result)
+        )
+    )
+
+
+def requeue(connection: Connection, job: Job, *, actor: str, reason: str, delay_s: float, **values: object) -> Job:
+    """Put a locked RUNNING job back into the queue, due again after ``delay_s`` seconds."""
+    due = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, delay_s) if delay_s > 0 else None
+    return change(
+        connection,
+        job,
+        State.QUEUED,
+        actor=actor,
+        reason=reason,
+        next_attempt_at=due,
+        dispatched_at=None,
+        **NO_LEASE,
+        **values,
+    )
+
+
+def end_failed(connection: Connection, job: Job, error: BylineError, *, actor: str) -> Job:
+    """End a locked job that cannot go on.
+
+    FAILED, except that a job whose client said verification is BEST_EFFORT and whose lookup succeeded is
+    SUCCEEDED: the slow stage's result row then holds ``verification_error`` and nothing else of a result.
+    """
+    stored = error.to_json()
+    optional = job.kind is Kind.ATTRIBUTION and job.stage is not Stage.LOOKUP
+    if optional and job.verification is Verification.BEST_EFFORT:
+        add_result(
+            connection,
+            job,
+            {"tier": Tier.RETRIEVED.value, "release_id": job.release_id, "verification_error": stored},
+        )
+        return change(connection, job, State.SUCCEEDED, actor=actor, reason=error.reason, error=None)
+    return change(connection, job, State.FAILED, actor=actor, reason=error.reason, error=stored)
+
+
+def exhausted(job: Job, cause: str, last: str) -> AttemptsExhausted:
+    """The error of a job that used up its attempts; ``cause`` is the reason of the last failure."""
+    return AttemptsExhausted(
+        f"stage {job.stage} failed {job.attempt} times, most recently: {last}",
+        stage=job.stage,
+        attempts=job.attempt,
+        last_reason=cause,
+    )
