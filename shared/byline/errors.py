@@ -275,3 +275,48 @@ class ServerUnreachable(BylineError):
     reason = "SERVER_UNREACHABLE"
     code = "UNAVAILABLE"
     retry_after_s = 1.0
+
+
+class ItemWithdrawn(BylineError):
+    """An item of an answer was withdrawn before the answer was committed: the stage runs again without it."""
+
+    reason = "ITEM_WITHDRAWN"
+    code = "ABORTED"
+    retry_after_s = 0.0
+
+
+class StageInputMissing(BylineError):
+    """A stage cannot run because what an earlier stage should have left is not there."""
+
+    reason = "STAGE_INPUT_MISSING"
+    code = "INTERNAL"
+
+
+class WorkerStopping(BylineError):
+    """The worker is shutting down: its job goes back to the queue without costing an attempt."""
+
+    reason = "WORKER_STOPPING"
+    code = "UNAVAILABLE"
+    retry_after_s = 0.0
+
+
+class JobNotRetryable(BylineError):
+    """Only a dead job (attempts used up) can be retried or discarded."""
+
+    reason = "JOB_NOT_RETRYABLE"
+    code = "FAILED_PRECONDITION"
+
+
+class LeaseExpired(BylineError):
+    """A worker fell silent: it died, hangs, or cannot reach the database. The stage is tried again."""
+
+    reason = "LEASE_EXPIRED"
+    code = "UNAVAILABLE"
+
+
+class BrokerUnavailable(BylineError):
+    """Redis cannot be reached: doorbells wait in Postgres until it can."""
+
+    reason = "BROKER_UNAVAILABLE"
+    code = "UNAVAILABLE"
+    retry_after_s = 1.0
