@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$attribution/v1/catalog_service.proto\x12\x0e\x61ttribution.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06\x63orpus\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xff\x01\n\x04Item\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07item_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63\x61ption\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08keywords\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07licence\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06source\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bsource_path\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cimage_sha256\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\"\n\x14near_duplicate_group\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\"-\n\tItemImage\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xc5\x01\n\x11WithdrawalReceipt\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x1a\n\x12withdrawn_item_ids\x18\x02 \x03(\x03\x12\"\n\x1a\x61lready_withdrawn_item_ids\x18\x03 \x03(\x03\x12\x18\n\x10unknown_item_ids\x18\x04 \x03(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nreceipt_id\x18\x06 \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.attribution.v1.Model\"D\n\x14\x42\x61tchGetItemsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08item_ids\x18\x02 \x03(\x03\x42\x04\xe2\x41\x01\x02\"<\n\x15\x42\x61tchGetItemsResponse\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.attribution.v1.Item\")\n\x13GetItemImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Z\n\x14WithdrawItemsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08item_ids\x18\x02 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x32\xed\x02\n\x0e\x43\x61talogService\x12S\n\nListModels\x12!.attribution.v1.ListModelsRequest\x1a\".attribution.v1.ListModelsResponse\x12\\\n\rBatchGetItems\x12$.attribution.v1.BatchGetItemsRequest\x1a%.attribution.v1.BatchGetItemsResponse\x12N\n\x0cGetItemImage\x12#.attribution.v1.GetItemImageRequest\x1a\x19.attribution.v1.ItemImage\x12X\n\rWithdrawItems\x12$.attribution.v1.WithdrawItemsRequest\x1a!.attribution.v1.WithdrawalReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$attribution/v1/catalog_service.proto\x12\x0e\x61ttribution.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06\x63orpus\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"\xff\x01\n\x04Item\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07item_id\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63\x61ption\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08keywords\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07licence\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06source\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bsource_path\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cimage_sha256\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\"\n\x14near_duplicate_group\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\"-\n\tItemImage\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb1\x01\n\x11WithdrawalReceipt\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x1a\n\x12withdrawn_item_ids\x18\x02 \x03(\x03\x12\"\n\x1a\x61lready_withdrawn_item_ids\x18\x03 \x03(\x03\x12\x18\n\x10unknown_item_ids\x18\x04 \x03(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.attribution.v1.Model\"D\n\x14\x42\x61tchGetItemsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08item_ids\x18\x02 \x03(\x03\x42\x04\xe2\x41\x01\x02\"<\n\x15\x42\x61tchGetItemsResponse\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.attribution.v1.Item\")\n\x13GetItemImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Z\n\x14WithdrawItemsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08item_ids\x18\x02 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x32\xed\x02\n\x0e\x43\x61talogService\x12S\n\nListModels\x12!.attribution.v1.ListModelsRequest\x1a\".attribution.v1.ListModelsResponse\x12\\\n\rBatchGetItems\x12$.attribution.v1.BatchGetItemsRequest\x1a%.attribution.v1.BatchGetItemsResponse\x12N\n\x0cGetItemImage\x12#.attribution.v1.GetItemImageRequest\x1a\x19.attribution.v1.ItemImage\x12X\n\rWithdrawItems\x12$.attribution.v1.WithdrawItemsRequest\x1a!.attribution.v1.WithdrawalReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['corpus']._serialized_options = b'\342A\001\003'
   _globals['_MODEL'].fields_by_name['revision']._loaded_options = None
   _globals['_MODEL'].fields_by_name['revision']._serialized_options = b'\342A\001\003'
-  _globals['_MODEL'].fields_by_name['create_time']._loaded_options = None
-  _globals['_MODEL'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_ITEM'].fields_by_name['name']._loaded_options = None
   _globals['_ITEM'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_ITEM'].fields_by_name['item_id']._loaded_options = None
@@ -73,26 +71,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WITHDRAWITEMSREQUEST'].fields_by_name['item_ids']._serialized_options = b'\342A\001\002'
   _globals['_WITHDRAWITEMSREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_WITHDRAWITEMSREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
-  _globals['_MODEL']._serialized_start=123
-  _globals['_MODEL']._serialized_end=251
-  _globals['_ITEM']._serialized_start=254
-  _globals['_ITEM']._serialized_end=509
-  _globals['_ITEMIMAGE']._serialized_start=511
-  _globals['_ITEMIMAGE']._serialized_end=556
-  _globals['_WITHDRAWALRECEIPT']._serialized_start=559
-  _globals['_WITHDRAWALRECEIPT']._serialized_end=756
-  _globals['_LISTMODELSREQUEST']._serialized_start=758
-  _globals['_LISTMODELSREQUEST']._serialized_end=777
-  _globals['_LISTMODELSRESPONSE']._serialized_start=779
-  _globals['_LISTMODELSRESPONSE']._serialized_end=838
-  _globals['_BATCHGETITEMSREQUEST']._serialized_start=840
-  _globals['_BATCHGETITEMSREQUEST']._serialized_end=908
-  _globals['_BATCHGETITEMSRESPONSE']._serialized_start=910
-  _globals['_BATCHGETITEMSRESPONSE']._serialized_end=970
-  _globals['_GETITEMIMAGEREQUEST']._serialized_start=972
-  _globals['_GETITEMIMAGEREQUEST']._serialized_end=1013
-  _globals['_WITHDRAWITEMSREQUEST']._serialized_start=1015
-  _globals['_WITHDRAWITEMSREQUEST']._serialized_end=1105
-  _globals['_CATALOGSERVICE']._serialized_start=1108
-  _globals['_CATALOGSERVICE']._serialized_end=1473
+  _globals['_MODEL']._serialized_start=122
+  _globals['_MODEL']._serialized_end=195
+  _globals['_ITEM']._serialized_start=198
+  _globals['_ITEM']._serialized_end=453
+  _globals['_ITEMIMAGE']._serialized_start=455
+  _globals['_ITEMIMAGE']._serialized_end=500
+  _globals['_WITHDRAWALRECEIPT']._serialized_start=503
+  _globals['_WITHDRAWALRECEIPT']._serialized_end=680
+  _globals['_LISTMODELSREQUEST']._serialized_start=682
+  _globals['_LISTMODELSREQUEST']._serialized_end=701
+  _globals['_LISTMODELSRESPONSE']._serialized_start=703
+  _globals['_LISTMODELSRESPONSE']._serialized_end=762
+  _globals['_BATCHGETITEMSREQUEST']._serialized_start=764
+  _globals['_BATCHGETITEMSREQUEST']._serialized_end=832
+  _globals['_BATCHGETITEMSRESPONSE']._serialized_start=834
+  _globals['_BATCHGETITEMSRESPONSE']._serialized_end=894
+  _globals['_GETITEMIMAGEREQUEST']._serialized_start=896
+  _globals['_GETITEMIMAGEREQUEST']._serialized_end=937
+  _globals['_WITHDRAWITEMSREQUEST']._serialized_start=939
+  _globals['_WITHDRAWITEMSREQUEST']._serialized_end=1029
+  _globals['_CATALOGSERVICE']._serialized_start=1032
+  _globals['_CATALOGSERVICE']._serialized_end=1397
 # @@protoc_insertion_point(module_scope)

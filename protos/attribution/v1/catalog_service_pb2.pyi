@@ -11,16 +11,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("name", "corpus", "revision", "create_time")
+    __slots__ = ("name", "corpus", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
-    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     corpus: str
     revision: str
-    create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., corpus: _Optional[str] = ..., revision: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., corpus: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("name", "item_id", "caption", "keywords", "creator", "licence", "source", "source_path", "image_sha256", "near_duplicate_group")
@@ -55,20 +53,18 @@ class ItemImage(_message.Message):
     def __init__(self, media_type: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class WithdrawalReceipt(_message.Message):
-    __slots__ = ("corpus", "withdrawn_item_ids", "already_withdrawn_item_ids", "unknown_item_ids", "effective_time", "receipt_id")
+    __slots__ = ("corpus", "withdrawn_item_ids", "already_withdrawn_item_ids", "unknown_item_ids", "effective_time")
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     ALREADY_WITHDRAWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     EFFECTIVE_TIME_FIELD_NUMBER: _ClassVar[int]
-    RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
     corpus: str
     withdrawn_item_ids: _containers.RepeatedScalarFieldContainer[int]
     already_withdrawn_item_ids: _containers.RepeatedScalarFieldContainer[int]
     unknown_item_ids: _containers.RepeatedScalarFieldContainer[int]
     effective_time: _timestamp_pb2.Timestamp
-    receipt_id: str
-    def __init__(self, corpus: _Optional[str] = ..., withdrawn_item_ids: _Optional[_Iterable[int]] = ..., already_withdrawn_item_ids: _Optional[_Iterable[int]] = ..., unknown_item_ids: _Optional[_Iterable[int]] = ..., effective_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., receipt_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, corpus: _Optional[str] = ..., withdrawn_item_ids: _Optional[_Iterable[int]] = ..., already_withdrawn_item_ids: _Optional[_Iterable[int]] = ..., unknown_item_ids: _Optional[_Iterable[int]] = ..., effective_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%attribution/v1/operator_service.proto\x12\x0e\x61ttribution.v1\x1a$attribution/v1/attribution_job.proto\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13ListReleasesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"p\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.attribution.v1.Release\x12-\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\"f\n\x16\x41\x63tivateReleaseRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"g\n\x16RollbackReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"\x17\n\x15GetQueueStatusRequest\"c\n\x0bQueueStatus\x12+\n\x06stages\x18\x01 \x03(\x0b\x32\x1b.attribution.v1.StageStatus\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.attribution.v1.Worker\"}\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12.\n\x0boldest_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\xb1\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13ListDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14ListDeadJobsResponse\x12\x38\n\x10\x61ttribution_jobs\x18\x01 \x03(\x0b\x32\x1e.attribution.v1.AttributionJob\"A\n\x14RetryDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05names\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\"(\n\x15RetryDeadJobsResponse\x12\x0f\n\x07retried\x18\x01 \x01(\x05\"C\n\x16\x44iscardDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05names\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\",\n\x17\x44iscardDeadJobsResponse\x12\x11\n\tdiscarded\x18\x01 \x01(\x05\x32\x93\x05\n\x0fOperatorService\x12Y\n\x0cListReleases\x12#.attribution.v1.ListReleasesRequest\x1a$.attribution.v1.ListReleasesResponse\x12X\n\x0f\x41\x63tivateRelease\x12&.attribution.v1.ActivateReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12X\n\x0fRollbackRelease\x12&.attribution.v1.RollbackReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12T\n\x0eGetQueueStatus\x12%.attribution.v1.GetQueueStatusRequest\x1a\x1b.attribution.v1.QueueStatus\x12Y\n\x0cListDeadJobs\x12#.attribution.v1.ListDeadJobsRequest\x1a$.attribution.v1.ListDeadJobsResponse\x12\\\n\rRetryDeadJobs\x12$.attribution.v1.RetryDeadJobsRequest\x1a%.attribution.v1.RetryDeadJobsResponse\x12\x62\n\x0f\x44iscardDeadJobs\x12&.attribution.v1.DiscardDeadJobsRequest\x1a\'.attribution.v1.DiscardDeadJobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%attribution/v1/operator_service.proto\x12\x0e\x61ttribution.v1\x1a$attribution/v1/attribution_job.proto\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13ListReleasesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"p\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.attribution.v1.Release\x12-\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\"f\n\x16\x41\x63tivateReleaseRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"g\n\x16RollbackReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"\x17\n\x15GetQueueStatusRequest\"c\n\x0bQueueStatus\x12+\n\x06stages\x18\x01 \x03(\x0b\x32\x1b.attribution.v1.StageStatus\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.attribution.v1.Worker\"}\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12.\n\x0boldest_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\xb1\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13ListDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14ListDeadJobsResponse\x12\x38\n\x10\x61ttribution_jobs\x18\x01 \x03(\x0b\x32\x1e.attribution.v1.AttributionJob\")\n\x13RetryDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"+\n\x15\x44iscardDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"(\n\x11PauseStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x12ResumeStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\x9d\x06\n\x0fOperatorService\x12Y\n\x0cListReleases\x12#.attribution.v1.ListReleasesRequest\x1a$.attribution.v1.ListReleasesResponse\x12X\n\x0f\x41\x63tivateRelease\x12&.attribution.v1.ActivateReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12X\n\x0fRollbackRelease\x12&.attribution.v1.RollbackReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12T\n\x0eGetQueueStatus\x12%.attribution.v1.GetQueueStatusRequest\x1a\x1b.attribution.v1.QueueStatus\x12Y\n\x0cListDeadJobs\x12#.attribution.v1.ListDeadJobsRequest\x1a$.attribution.v1.ListDeadJobsResponse\x12S\n\x0cRetryDeadJob\x12#.attribution.v1.RetryDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12W\n\x0e\x44iscardDeadJob\x12%.attribution.v1.DiscardDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12L\n\nPauseStage\x12!.attribution.v1.PauseStageRequest\x1a\x1b.attribution.v1.StageStatus\x12N\n\x0bResumeStage\x12\".attribution.v1.ResumeStageRequest\x1a\x1b.attribution.v1.StageStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,14 +54,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEADJOBSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
   _globals['_LISTDEADJOBSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTDEADJOBSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
-  _globals['_RETRYDEADJOBSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_RETRYDEADJOBSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
-  _globals['_RETRYDEADJOBSREQUEST'].fields_by_name['names']._loaded_options = None
-  _globals['_RETRYDEADJOBSREQUEST'].fields_by_name['names']._serialized_options = b'\342A\001\002'
-  _globals['_DISCARDDEADJOBSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_DISCARDDEADJOBSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
-  _globals['_DISCARDDEADJOBSREQUEST'].fields_by_name['names']._loaded_options = None
-  _globals['_DISCARDDEADJOBSREQUEST'].fields_by_name['names']._serialized_options = b'\342A\001\002'
+  _globals['_RETRYDEADJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RETRYDEADJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_DISCARDDEADJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DISCARDDEADJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_PAUSESTAGEREQUEST'].fields_by_name['stage']._loaded_options = None
+  _globals['_PAUSESTAGEREQUEST'].fields_by_name['stage']._serialized_options = b'\342A\001\002'
+  _globals['_RESUMESTAGEREQUEST'].fields_by_name['stage']._loaded_options = None
+  _globals['_RESUMESTAGEREQUEST'].fields_by_name['stage']._serialized_options = b'\342A\001\002'
   _globals['_LISTRELEASESREQUEST']._serialized_start=223
   _globals['_LISTRELEASESREQUEST']._serialized_end=266
   _globals['_LISTRELEASESRESPONSE']._serialized_start=268
@@ -82,14 +82,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEADJOBSREQUEST']._serialized_end=1092
   _globals['_LISTDEADJOBSRESPONSE']._serialized_start=1094
   _globals['_LISTDEADJOBSRESPONSE']._serialized_end=1174
-  _globals['_RETRYDEADJOBSREQUEST']._serialized_start=1176
-  _globals['_RETRYDEADJOBSREQUEST']._serialized_end=1241
-  _globals['_RETRYDEADJOBSRESPONSE']._serialized_start=1243
-  _globals['_RETRYDEADJOBSRESPONSE']._serialized_end=1283
-  _globals['_DISCARDDEADJOBSREQUEST']._serialized_start=1285
-  _globals['_DISCARDDEADJOBSREQUEST']._serialized_end=1352
-  _globals['_DISCARDDEADJOBSRESPONSE']._serialized_start=1354
-  _globals['_DISCARDDEADJOBSRESPONSE']._serialized_end=1398
-  _globals['_OPERATORSERVICE']._serialized_start=1401
-  _globals['_OPERATORSERVICE']._serialized_end=2060
+  _globals['_RETRYDEADJOBREQUEST']._serialized_start=1176
+  _globals['_RETRYDEADJOBREQUEST']._serialized_end=1217
+  _globals['_DISCARDDEADJOBREQUEST']._serialized_start=1219
+  _globals['_DISCARDDEADJOBREQUEST']._serialized_end=1262
+  _globals['_PAUSESTAGEREQUEST']._serialized_start=1264
+  _globals['_PAUSESTAGEREQUEST']._serialized_end=1304
+  _globals['_RESUMESTAGEREQUEST']._serialized_start=1306
+  _globals['_RESUMESTAGEREQUEST']._serialized_end=1347
+  _globals['_OPERATORSERVICE']._serialized_start=1350
+  _globals['_OPERATORSERVICE']._serialized_end=2147
 # @@protoc_insertion_point(module_scope)

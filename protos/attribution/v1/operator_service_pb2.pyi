@@ -103,30 +103,26 @@ class ListDeadJobsResponse(_message.Message):
     attribution_jobs: _containers.RepeatedCompositeFieldContainer[_attribution_job_pb2.AttributionJob]
     def __init__(self, attribution_jobs: _Optional[_Iterable[_Union[_attribution_job_pb2.AttributionJob, _Mapping]]] = ...) -> None: ...
 
-class RetryDeadJobsRequest(_message.Message):
-    __slots__ = ("parent", "names")
-    PARENT_FIELD_NUMBER: _ClassVar[int]
-    NAMES_FIELD_NUMBER: _ClassVar[int]
-    parent: str
-    names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, parent: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+class RetryDeadJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
-class RetryDeadJobsResponse(_message.Message):
-    __slots__ = ("retried",)
-    RETRIED_FIELD_NUMBER: _ClassVar[int]
-    retried: int
-    def __init__(self, retried: _Optional[int] = ...) -> None: ...
+class DiscardDeadJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
-class DiscardDeadJobsRequest(_message.Message):
-    __slots__ = ("parent", "names")
-    PARENT_FIELD_NUMBER: _ClassVar[int]
-    NAMES_FIELD_NUMBER: _ClassVar[int]
-    parent: str
-    names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, parent: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+class PauseStageRequest(_message.Message):
+    __slots__ = ("stage",)
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    def __init__(self, stage: _Optional[str] = ...) -> None: ...
 
-class DiscardDeadJobsResponse(_message.Message):
-    __slots__ = ("discarded",)
-    DISCARDED_FIELD_NUMBER: _ClassVar[int]
-    discarded: int
-    def __init__(self, discarded: _Optional[int] = ...) -> None: ...
+class ResumeStageRequest(_message.Message):
+    __slots__ = ("stage",)
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    def __init__(self, stage: _Optional[str] = ...) -> None: ...

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from attribution.v1 import attribution_job_pb2 as attribution_dot_v1_dot_attribution__job__pb2
 from attribution.v1 import operator_service_pb2 as attribution_dot_v1_dot_operator__service__pb2
 from attribution.v1 import release_pb2 as attribution_dot_v1_dot_release__pb2
 
@@ -61,15 +62,25 @@ class OperatorServiceStub:
                 request_serializer=attribution_dot_v1_dot_operator__service__pb2.ListDeadJobsRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_operator__service__pb2.ListDeadJobsResponse.FromString,
                 _registered_method=True)
-        self.RetryDeadJobs = channel.unary_unary(
-                '/attribution.v1.OperatorService/RetryDeadJobs',
-                request_serializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsRequest.SerializeToString,
-                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsResponse.FromString,
+        self.RetryDeadJob = channel.unary_unary(
+                '/attribution.v1.OperatorService/RetryDeadJob',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.FromString,
                 _registered_method=True)
-        self.DiscardDeadJobs = channel.unary_unary(
-                '/attribution.v1.OperatorService/DiscardDeadJobs',
-                request_serializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsRequest.SerializeToString,
-                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsResponse.FromString,
+        self.DiscardDeadJob = channel.unary_unary(
+                '/attribution.v1.OperatorService/DiscardDeadJob',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.FromString,
+                _registered_method=True)
+        self.PauseStage = channel.unary_unary(
+                '/attribution.v1.OperatorService/PauseStage',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.PauseStageRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
+                _registered_method=True)
+        self.ResumeStage = channel.unary_unary(
+                '/attribution.v1.OperatorService/ResumeStage',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
                 _registered_method=True)
 
 
@@ -113,15 +124,30 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RetryDeadJobs(self, request, context):
-        """Puts dead jobs back into their queue with fresh attempts.
+    def RetryDeadJob(self, request, context):
+        """Repeats a dead job as a new job with fresh attempts: a terminal state is never left. Repeating the call gives the
+        same new job. The dead one is no longer listed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DiscardDeadJobs(self, request, context):
-        """Takes dead jobs out of ListDeadJobs. They stay FAILED and can still be read.
+    def DiscardDeadJob(self, request, context):
+        """Takes a dead job out of ListDeadJobs. It stays FAILED and can still be read. Returns it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseStage(self, request, context):
+        """Stops the dispatch of a stage until ResumeStage. Work that runs goes on; jobs are still accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeStage(self, request, context):
+        """Ends a pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,15 +181,25 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=attribution_dot_v1_dot_operator__service__pb2.ListDeadJobsRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_operator__service__pb2.ListDeadJobsResponse.SerializeToString,
             ),
-            'RetryDeadJobs': grpc.unary_unary_rpc_method_handler(
-                    servicer.RetryDeadJobs,
-                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsRequest.FromString,
-                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsResponse.SerializeToString,
+            'RetryDeadJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadJob,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.SerializeToString,
             ),
-            'DiscardDeadJobs': grpc.unary_unary_rpc_method_handler(
-                    servicer.DiscardDeadJobs,
-                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsRequest.FromString,
-                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsResponse.SerializeToString,
+            'DiscardDeadJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadJob,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.SerializeToString,
+            ),
+            'PauseStage': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseStage,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.PauseStageRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.SerializeToString,
+            ),
+            'ResumeStage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeStage,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,7 +349,7 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
-    def RetryDeadJobs(request,
+    def RetryDeadJob(request,
             target,
             options=(),
             channel_credentials=None,
@@ -326,9 +362,9 @@ class OperatorService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/attribution.v1.OperatorService/RetryDeadJobs',
-            attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsRequest.SerializeToString,
-            attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobsResponse.FromString,
+            '/attribution.v1.OperatorService/RetryDeadJob',
+            attribution_dot_v1_dot_operator__service__pb2.RetryDeadJobRequest.SerializeToString,
+            attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.FromString,
             options,
             channel_credentials,
             insecure,
@@ -340,7 +376,7 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
-    def DiscardDeadJobs(request,
+    def DiscardDeadJob(request,
             target,
             options=(),
             channel_credentials=None,
@@ -353,9 +389,63 @@ class OperatorService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/attribution.v1.OperatorService/DiscardDeadJobs',
-            attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsRequest.SerializeToString,
-            attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobsResponse.FromString,
+            '/attribution.v1.OperatorService/DiscardDeadJob',
+            attribution_dot_v1_dot_operator__service__pb2.DiscardDeadJobRequest.SerializeToString,
+            attribution_dot_v1_dot_attribution__job__pb2.AttributionJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseStage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.OperatorService/PauseStage',
+            attribution_dot_v1_dot_operator__service__pb2.PauseStageRequest.SerializeToString,
+            attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeStage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.OperatorService/ResumeStage',
+            attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.SerializeToString,
+            attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
             options,
             channel_credentials,
             insecure,
