@@ -25,6 +25,8 @@ ENV_PREFIX = "BYLINE_"
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:50551"
 #: Settings that may be given as the path of a file which holds the value.
 SECRET_FIELDS = ("database_url", "redis_url", "page_token_key")
+#: Settings that are paths; a relative one is relative to where the program was started.
+PATH_FIELDS = ("state_dir", "blob_dir", "release_dir", "cache_dir", "model_directory", "corpus_source", "labels_dir")
 
 
 def repository_root() -> Path:
@@ -116,7 +118,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     drain_seconds: float = Field(10.0, ge=0)
 
-    @field_validator("state_dir", "blob_dir", "release_dir", "cache_dir", "model_directory", "corpus_source", "labels_dir")
+    @field_validator(*PATH_FIELDS)
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute() if value != Path() else value
@@ -149,7 +151,7 @@ class Settings(BaseSettings):
     @classmethod
     def _fill(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Defaults that depend on other settings: the folders under state_dir, a third of the lease."""
-        state = Path(data.get("state_dir", ".byline")).expanduser().absolute()
+        state = data["state_dir"] = Path(data.get("state_dir", ".byline")).expanduser().absolute()
         for name, folder in (("blob_dir", "blobs"), ("release_dir", "releases"), ("cache_dir", "cache")):
             data.setdefault(name, state / folder)
         if "heartbeat_seconds" not in data:
@@ -190,6 +192,19 @@ class Settings(BaseSettings):
             return self.configured_grpc_address
         servers = discover(self.state_dir)
         return (servers.grpc_address if servers else "") or DEFAULT_GRPC_ADDRESS
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Environment variables that give another process, started elsewhere, the settings of this one.
+
+    Secrets are included; defaults are not, except paths, which may depend on the working directory.
+    """
+    names = settings.model_fields_set | set(PATH_FIELDS)
+    return {
+        ENV_PREFIX + name.removeprefix("configured_").upper(): str(getattr(settings, name))
+        for name in sorted(names)
+        if str(getattr(settings, name)) != ""
+    }
 
 
 def _none_running(what: str, variable: str, state_dir: Path) -> str:

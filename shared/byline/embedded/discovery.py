@@ -12,6 +12,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from byline.embedded.process import ProcessIdentity
+
 SERVERS_FILE = "servers.json"
 
 
@@ -23,6 +25,7 @@ class Servers:
     redis_url: str
     grpc_address: str
     supervisor_pid: int
+    supervisor_created: float
 
 
 def announce(state_dir: Path, servers: Servers) -> None:
@@ -48,14 +51,5 @@ def discover(state_dir: Path) -> Servers | None:
         return None
     except (json.JSONDecodeError, TypeError, PermissionError):
         return None  # Half-written by a crash, of another version, or of another person: not usable.
-    return found if _alive(found.supervisor_pid) else None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # It exists and belongs to someone else.
-    return True
+    supervisor = ProcessIdentity(found.supervisor_pid, found.supervisor_created)
+    return found if supervisor.alive() else None
