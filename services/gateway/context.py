@@ -1,0 +1,85 @@
+"""What the servicers work with, built in one place.
+
+Why it exists: one composition root, so a test passes its own stores and a servicer never reads a setting.
+Everything below the servicers is synchronous; ``offload`` runs it on a bounded pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from sqlalchemy import Engine
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.store import CatalogStore
+from byline.config import Settings
+from byline.db.session import make_engine
+from byline.jobs.states import Stage
+from byline.jobs.store import JobStore
+from byline.releases.registry import ReleaseRegistry
+from services.gateway.changes import JobChanges
+from services.gateway.models import Models
+from services.gateway.page_tokens import PageTokens, derive_key
+from services.gateway.requests import Limits
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Threads that talk to Postgres and the blob store; the connection pool has as many connections.
+WORKERS = 16
+
+
+@dataclass(frozen=True)
+class GatewayContext:
+    """The gateway's collaborators."""
+
+    engine: Engine
+    jobs: JobStore
+    blobs: BlobStore
+    registry: ReleaseRegistry
+    catalog: CatalogStore
+    models: Models
+    changes: JobChanges
+    tokens: PageTokens
+    limits: Limits
+    pool: ThreadPoolExecutor
+
+    async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run synchronous work on the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, partial(work, *args, **kwargs))
+
+    def close(self) -> None:
+        """Stop listening and give the connections back."""
+        self.changes.stop()
+        self.pool.shutdown(wait=True)
+        self.engine.dispose()
+
+
+def build_context(settings: Settings) -> GatewayContext:
+    """Connect everything the settings name. Nothing is contacted yet."""
+    url = settings.database_url
+    engine = make_engine(url, pool_size=WORKERS, application="byline-gateway")
+    bounds = {
+        Stage.LOOKUP: settings.lookup_queue_bound,
+        Stage.VERIFY: settings.verification_queue_bound,
+        Stage.ESTIMATE: settings.verification_queue_bound,
+        Stage.RANK: settings.verification_queue_bound,
+    }
+    catalog = CatalogStore(engine)
+    return GatewayContext(
+        engine=engine,
+        jobs=JobStore(engine, bounds),
+        blobs=BlobStore(settings.blob_dir),
+        registry=ReleaseRegistry(engine),
+        catalog=catalog,
+        models=Models(catalog),
+        changes=JobChanges(),
+        tokens=PageTokens(derive_key(settings.page_token_key, url)),
+        limits=Limits.of(settings),
+        pool=ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="gateway"),
+    )

@@ -1,0 +1,57 @@
+"""Health for load balancers: serving while the database answers with the schema this code knows.
+
+Why it exists: a gateway without its database can commit nothing and must get no traffic; a gateway without
+Redis can, so Redis is not asked. While the server drains it says NOT_SERVING first and closes after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+from grpc_health.v1 import health, health_pb2
+
+from byline.db.migration import is_current
+from byline.errors import DatabaseUnavailable
+from services.gateway.context import GatewayContext
+
+log = structlog.get_logger(__name__)
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health:
+    """Keeps the health servicer's answers true for ``""`` and each service name."""
+
+    def __init__(self, context: GatewayContext, services: Sequence[str], every_s: float = 5.0) -> None:
+        self.servicer = health.aio.HealthServicer()
+        self._context = context
+        self._names = ("", *services)
+        self._every_s = every_s
+        self._serving: bool | None = None
+
+    async def watch(self) -> None:
+        """Ask the database again and again until cancelled."""
+        while True:
+            await self._set(await self._database_answers())
+            await asyncio.sleep(self._every_s)
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING from now on, whatever the database says."""
+        await self.servicer.enter_graceful_shutdown()
+
+    async def _set(self, serving: bool) -> None:
+        if serving is self._serving:
+            return
+        self._serving = serving
+        log.info("health_changed", serving=serving)
+        for name in self._names:
+            await self.servicer.set(name, _SERVING if serving else _NOT_SERVING)
+
+    async def _database_answers(self) -> bool:
+        try:
+            return await self._context.offload(is_current, self._context.engine)
+        except DatabaseUnavailable:
+            return False

@@ -1,0 +1,134 @@
+"""OperatorService: releases, queues, workers and dead jobs.
+
+Why it exists: what an operator does at night must be possible over the API alone, and leave an audit trail
+(the registry writes it).
+"""
+
+# ruff: noqa: N802 - the methods have the names the protos give them.
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, text
+
+from attribution.v1 import attribution_job_pb2 as job_wire
+from attribution.v1 import operator_service_pb2 as wire
+from attribution.v1 import operator_service_pb2_grpc as rpc
+from attribution.v1 import release_pb2 as release_wire
+from byline.db.models import Base
+from byline.db.session import transaction
+from byline.errors import InvalidRequest
+from byline.jobs.outbox import StageDepth
+from byline.jobs.states import Stage
+from services.gateway import convert, names, reading
+from services.gateway.context import GatewayContext
+from services.gateway.paging import page_size
+
+_reports = Base.metadata.tables["worker_reports"]
+#: A worker silent for longer than this is not listed.
+_SILENT = "5 minutes"
+
+
+class OperatorServicer(rpc.OperatorServiceServicer):
+    """The handlers of OperatorService."""
+
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
+
+    async def ListReleases(self, request: wire.ListReleasesRequest, context: Any) -> wire.ListReleasesResponse:
+        """All releases of a model and which one is active."""
+        model_id = names.parse_model(request.parent, "parent")
+        return await self._context.offload(self._list_releases, model_id)
+
+    async def ActivateRelease(self, request: wire.ActivateReleaseRequest, context: Any) -> release_wire.ActiveRelease:
+        """Make a release the active one."""
+        model_id, release_id = names.parse_release(request.name)
+        epoch = request.epoch if request.HasField("epoch") else None
+        active = await self._context.offload(
+            self._context.registry.activate, model_id, release_id, epoch, request.reason
+        )
+        return convert.active_release(active)
+
+    async def RollbackRelease(self, request: wire.RollbackReleaseRequest, context: Any) -> release_wire.ActiveRelease:
+        """Activate the release before the present one."""
+        model_id = names.parse_model(request.model, "model")
+        epoch = request.epoch if request.HasField("epoch") else None
+        active = await self._context.offload(
+            self._context.registry.rollback, model_id, epoch, request.reason or "rollback"
+        )
+        return convert.active_release(active)
+
+    async def GetQueueStatus(self, request: wire.GetQueueStatusRequest, context: Any) -> wire.QueueStatus:
+        """Depths of all stages and the workers heard of lately."""
+        return await self._context.offload(self._queue_status)
+
+    async def ListDeadJobs(self, request: wire.ListDeadJobsRequest, context: Any) -> wire.ListDeadJobsResponse:
+        """Jobs that used up their attempts."""
+        project_id = names.parse_project(request.parent)
+        jobs = await self._context.offload(self._context.jobs.dead, project_id, page_size(request.page_size))
+        messages = await self._context.offload(reading.render_all, self._context, jobs, with_answers=False)
+        return wire.ListDeadJobsResponse(attribution_jobs=messages)
+
+    async def RetryDeadJob(self, request: wire.RetryDeadJobRequest, context: Any) -> job_wire.AttributionJob:
+        """Repeat a dead job as a new one."""
+        project_id, job_id = names.parse_job(request.name)
+        job = await self._context.offload(reading.row, self._context, project_id, job_id)
+        fresh = await self._context.offload(self._context.jobs.retry_dead, job.id)
+        return await self._context.offload(reading.render, self._context, fresh)
+
+    async def DiscardDeadJob(self, request: wire.DiscardDeadJobRequest, context: Any) -> job_wire.AttributionJob:
+        """Put a dead job aside."""
+        project_id, job_id = names.parse_job(request.name)
+        job = await self._context.offload(reading.row, self._context, project_id, job_id)
+        await self._context.offload(self._context.jobs.discard_dead, job.id)
+        return await self._context.offload(reading.render, self._context, job)
+
+    async def PauseStage(self, request: wire.PauseStageRequest, context: Any) -> wire.StageStatus:
+        """Stop dispatching a stage."""
+        return await self._context.offload(self._set_paused, _stage(request.stage), True)
+
+    async def ResumeStage(self, request: wire.ResumeStageRequest, context: Any) -> wire.StageStatus:
+        """Dispatch a stage again."""
+        return await self._context.offload(self._set_paused, _stage(request.stage), False)
+
+    def _list_releases(self, model_id: str) -> wire.ListReleasesResponse:
+        self._context.models.corpus_of(model_id)
+        active = self._context.registry.active(model_id)
+        return wire.ListReleasesResponse(
+            releases=[convert.release(record) for record in self._context.registry.list(model_id)],
+            active=convert.active_release(active) if active else None,
+        )
+
+    def _queue_status(self) -> wire.QueueStatus:
+        recent = select(_reports).where(_reports.c.last_seen > text(f"now() - interval '{_SILENT}'"))
+        with transaction(self._context.engine) as connection:
+            rows = connection.execute(recent.order_by(_reports.c.worker_id)).mappings().all()
+        workers = [
+            wire.Worker(
+                worker_id=row["worker_id"], queue=row["queue"], release_id=row["release_id"] or "",
+                error=row["error"] or "", start_time=convert.timestamp(row["started_at"]),
+                last_seen_time=convert.timestamp(row["last_seen"]),
+            )
+            for row in rows
+        ]  # fmt: skip
+        return wire.QueueStatus(stages=[_status(depth) for depth in self._context.jobs.depths()], workers=workers)
+
+    def _set_paused(self, stage: Stage, paused: bool) -> wire.StageStatus:
+        self._context.jobs.set_paused(stage, paused)
+        return next(_status(depth) for depth in self._context.jobs.depths() if depth.stage is stage)
+
+
+def _stage(name: str) -> Stage:
+    try:
+        return Stage(name)
+    except ValueError as error:
+        raise InvalidRequest("stage", f"must be one of {', '.join(Stage)}", value=name[:80]) from error
+
+
+def _status(depth: StageDepth) -> wire.StageStatus:
+    status = wire.StageStatus(stage=depth.stage.value, queued=depth.queued, running=depth.running, paused=depth.paused)
+    if depth.queued:
+        status.oldest_wait.FromTimedelta(timedelta(seconds=depth.oldest_wait_s))
+    return status

@@ -1,0 +1,136 @@
+"""The gRPC server: services, health, reflection, limits, and how it stops.
+
+Why it exists: start and stop in one place. Stopping is: NOT_SERVING, wait for load balancers to notice, end
+the watches (clients watch again elsewhere), let running calls finish, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from attribution.v1 import (
+    attribution_service_pb2,
+    attribution_service_pb2_grpc,
+    catalog_service_pb2,
+    catalog_service_pb2_grpc,
+    operator_service_pb2,
+    operator_service_pb2_grpc,
+)
+from byline.errors import SettingsInvalid
+from byline.telemetry import RPC_SECONDS
+from services.gateway.attribution_servicer import AttributionServicer
+from services.gateway.catalog_servicer import CatalogServicer
+from services.gateway.context import GatewayContext
+from services.gateway.health import Health
+from services.gateway.interceptor import CallInterceptor
+from services.gateway.operator_servicer import OperatorServicer
+
+log = structlog.get_logger(__name__)
+
+#: The longest a unary call may take, whatever its deadline says.
+MAX_CALL_S = 10.0
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (attribution_service_pb2, "AttributionService"),
+        (catalog_service_pb2, "CatalogService"),
+        (operator_service_pb2, "OperatorService"),
+    )
+)
+_OPTIONS = (
+    # Two gateways on one port would share it silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # Connections are renewed so that new replicas get their share.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 11 * 60 * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+)
+
+
+@dataclass
+class Gateway:
+    """A started server. ``address`` is where it really listens (port 0 means any free one)."""
+
+    server: Any
+    address: str
+    attribution: AttributionServicer
+    health: Health
+    watching: asyncio.Task[None]
+
+    async def stop(self, notice_s: float, grace_s: float) -> None:
+        """Drain and stop: ``notice_s`` for load balancers to notice, ``grace_s`` for running calls to end."""
+        log.info("draining", notice_s=notice_s, grace_s=grace_s)
+        await self.health.drain()
+        self.watching.cancel()
+        await asyncio.sleep(notice_s)
+        self.attribution.drain()
+        await self.server.stop(grace_s)
+        log.info("stopped")
+
+
+async def start(context: GatewayContext, address: str, database_url: str, *, reflect: bool = True) -> Gateway:
+    """Start serving on ``address``. SettingsInvalid if it cannot be bound."""
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(MAX_CALL_S, _observe)], options=_OPTIONS, maximum_concurrent_rpcs=5_000
+    )
+    attribution = AttributionServicer(context)
+    health = Health(context, SERVICES)
+    attribution_service_pb2_grpc.add_AttributionServiceServicer_to_server(attribution, server)  # type: ignore[no-untyped-call]
+    catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(context), server)  # type: ignore[no-untyped-call]
+    operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorServicer(context), server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    if reflect:
+        own = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((*SERVICES, own, reflection.SERVICE_NAME), server)
+    host = address.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SettingsInvalid(
+            f"cannot listen on {address}: is another gateway running there?", address=address
+        ) from error
+    if not _is_loopback(host):
+        log.warning("listening_without_tls", address=address, advice="put a TLS proxy in front, or bind to loopback")
+    context.changes.start(database_url)
+    await server.start()
+    watching = asyncio.create_task(health.watch())
+    bound = f"{host}:{port}"
+    log.info("serving", address=bound, services=list(SERVICES))
+    return Gateway(server, bound, attribution, health, watching)
+
+
+async def serve(
+    context: GatewayContext, address: str, database_url: str, *, notice_s: float, grace_s: float, reflect: bool = True
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gateway = await start(context, address, database_url, reflect=reflect)
+    await stop.wait()
+    await gateway.stop(notice_s, grace_s)
+
+
+def _observe(method: str, code: str, seconds: float) -> None:
+    RPC_SECONDS.labels(method.removeprefix("/attribution.v1."), code).observe(seconds)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
