@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def build_autoencoder(side: int = 32) -> AutoencoderKL:
-    """f = 4, four latent channels: [n, 3, side, side] to [n, 4, side / 4, side / 4]."""
+    """f = 4, eight latent channels: [n, 3, side, side] to [n, 8, side / 4, side / 4].
+
+    With four channels outlines survived and colours did not (20.9 dB, green became grey).
+    """
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -38,7 +41,7 @@ def build_autoencoder(side: int = 32) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 64),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=8,
         norm_num_groups=16,
         sample_size=side,
     )
@@ -57,10 +60,15 @@ def load_pixels(corpus: Path, side: int) -> torch.Tensor:
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 plus L1 of the image gradients: flat colours stay flat and outlines stay sharp."""
+    """L1, squared error, L1 of the image gradients and L1 of 4 x 4 means.
+
+    Gradients keep outlines sharp; the squared error and the coarse means keep colours, which L1 alone
+    lets fall to grey.
+    """
     error = output - target
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + edges
+    coarse = torch.nn.functional.avg_pool2d(error, 4).abs().mean()
+    return error.abs().mean() + error.pow(2).mean() + 0.5 * edges + 2 * coarse
 
 
 def fit(
@@ -87,10 +95,11 @@ def fit(
         for group in optimiser.param_groups:
             warm = min(1.0, (step + 1) / 100)
             group["lr"] = rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        posterior = model.encode(target).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=draw)
-        output = model.decode(posterior.mean + posterior.std * noise).sample
-        loss = reconstruction_loss(output, target) + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(target).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=draw)
+            output = model.decode(posterior.mean + posterior.std * noise).sample.float()
+        loss = reconstruction_loss(output, target) + kl_weight * posterior.kl().float().mean() / posterior.mean[0].numel()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,10 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--kl-weight", type=float, default=1e-3)
+    parser.add_argument("--kl-weight", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = vars(parser.parse_args())
