@@ -1,0 +1,57 @@
+# One command each for everything a newcomer, a developer and a CI need. `make` alone lists them.
+PYTHON ?= python3.11
+# Extra arguments for pip, e.g. PIP_ARGS="--index-url ..." to choose a CPU or CUDA build of torch.
+PIP_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo up down
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with exactly the packages of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Byline needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# torch first and with the lock as constraints: which build it is, and what it needs, is the index's business.
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+protos: setup ## Generate Python code from protos/, then check style
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh protos/generate.sh
+	$(BIN)/buf lint
+
+lint: setup ## Style, types and protos
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+
+test: setup ## All tests: unit, contract, integration, end to end, short chaos
+	$(PYTEST)
+
+test-unit: setup ## Tests without servers or processes
+	$(PYTEST) tests/unit tests/contract
+
+test-integration: setup ## Tests on real Postgres and Redis
+	$(PYTEST) tests/integration
+
+test-e2e: setup ## Tests with real processes
+	$(PYTEST) tests/e2e
+
+chaos: setup ## Tests that kill processes in the middle of jobs
+	$(PYTEST) tests/chaos
+
+demo: setup ## The whole path on real images; writes reports/demo/index.html
+	$(BIN)/byline demo
+
+up: setup ## Start servers and services in the background (state in .byline/)
+	$(BIN)/byline up
+
+down: setup ## Stop what `make up` started; data is kept
+	$(BIN)/byline down
