@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Table, func, select
+from sqlalchemy import Connection, Engine, RowMapping, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from byline.db.models import QueryRow, RankingRow
@@ -33,19 +33,39 @@ class RankingLike(Protocol):
     """What a teacher says of one query; ``byline.teachers.Ranking`` is one."""
 
     @property
-    def item_ids(self) -> NDArray[np.int64]: ...  # [n]
+    def item_ids(self) -> NDArray[np.int64]:
+        """int64 [n]."""
+        ...
+
     @property
-    def tau(self) -> NDArray[np.float32]: ...  # [n]
+    def tau(self) -> NDArray[np.float32]:
+        """float32 [n]; higher = more influential."""
+        ...
+
     @property
-    def standard_error(self) -> NDArray[np.float32]: ...  # [n]
+    def standard_error(self) -> NDArray[np.float32]:
+        """float32 [n]; NaN if unknown."""
+        ...
+
     @property
-    def tau_halves(self) -> NDArray[np.float32] | None: ...  # [2, n]
+    def tau_halves(self) -> NDArray[np.float32] | None:
+        """float32 [2, n] from disjoint noise, or None."""
+        ...
+
     @property
-    def draws(self) -> int: ...
+    def draws(self) -> int:
+        """Noise draws per item."""
+        ...
+
     @property
-    def teacher_id(self) -> str: ...
+    def teacher_id(self) -> str:
+        """Which teacher, with which settings, on which model."""
+        ...
+
     @property
-    def candidate_set(self) -> str: ...
+    def candidate_set(self) -> str:
+        """The name of the list of candidates."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -213,7 +233,7 @@ class RankingStore:
             return [_labelled(row) for row in connection.execute(statement).mappings()]
 
 
-def _labelled(row: Mapping[str, Any]) -> LabelledQuery:
+def _labelled(row: RowMapping) -> LabelledQuery:
     halves = row["tau_halves"]
     return LabelledQuery(
         query_id=row["id"],

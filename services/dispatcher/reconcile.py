@@ -1,0 +1,45 @@
+"""Takes back what went wrong: leases that ran out, jobs whose time is up; and says how the queues stand.
+
+Why it exists: a worker that dies says nothing. Its lease ends by the database's clock and this returns the
+job to the queue, or to the dead ones after its last attempt. It is also the one collector of queue metrics.
+"""
+
+from __future__ import annotations
+
+from byline import telemetry
+from byline.jobs.states import Stage
+from byline.jobs.store import JobStore
+
+log = telemetry.get_logger(__name__)
+
+_BATCH = 100
+
+
+def reconcile(store: JobStore) -> int:
+    """One pass; returns how many jobs were changed. Raises ``DatabaseUnavailable``."""
+    changed = 0
+    while expired := store.expire_leases(_BATCH):
+        changed += len(expired)
+        telemetry.LEASES_EXPIRED.inc(len(expired))
+        for job in expired:
+            log.warning(
+                "lease_expired", job_id=str(job.id), stage=job.stage.value, attempt=job.attempt, state=job.state.value
+            )
+        if len(expired) < _BATCH:
+            break
+    while ended := store.expire_jobs(_BATCH):
+        changed += len(ended)
+        for job in ended:
+            log.warning("time_is_up", job_id=str(job.id), stage=job.stage.value, state=job.state.value)
+        if len(ended) < _BATCH:
+            break
+    return changed
+
+
+def report(store: JobStore) -> None:
+    """Set the gauges that come from Postgres. Raises ``DatabaseUnavailable``."""
+    for depth in store.depths():
+        stage = Stage(depth.stage).value
+        telemetry.JOBS.labels(stage, "QUEUED").set(depth.queued)
+        telemetry.JOBS.labels(stage, "RUNNING").set(depth.running)
+        telemetry.OLDEST_QUEUED_SECONDS.labels(stage).set(depth.oldest_wait_s)

@@ -1,0 +1,235 @@
+"""The loop every worker runs a stage in: claim, beat, work, complete or fail.
+
+Why it exists: lookup, verification and ranking differ only in their work; everything that makes them safe
+(the lease kept alive, cancellation and a lost lease noticed, errors classified, a restarted database waited
+for) is here. The runner never decides by its own clock whether it holds the lease: the database says so.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from byline import telemetry
+from byline.errors import BylineError, DatabaseUnavailable, JobCancelled, LeaseLost, WorkerStopping
+from byline.jobs.model import Claim, Job
+from byline.jobs.retry import is_retryable
+from byline.jobs.states import Stage, State
+from byline.jobs.store import JobStore
+
+log = telemetry.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Progress reaches the database at most this often; the lease is extended at the same time.
+PROGRESS_EVERY_S = 0.5
+#: How long the end of a stage is tried to be written while the database is away.
+GIVE_UP_S = 120.0
+RETRY_WRITE_S = 0.2
+
+
+class RunOutcome(StrEnum):
+    """How one delivery of a doorbell ended."""
+
+    #: Nothing to do: taken by another worker, done, cancelled, paused or not due.
+    DUPLICATE = "duplicate"
+    #: The result is written; the job goes on to its next stage or has SUCCEEDED.
+    COMPLETED = "succeeded"
+    RETRIED = "retried"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: Another worker holds the job, or it ended without us; nothing was written.
+    LEASE_LOST = "lease_lost"
+    #: Given back because this worker is stopping.
+    RELEASED = "released"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found: its result JSON, and rows to write in the transaction that completes it."""
+
+    result: Mapping[str, Any]
+    also: Callable[[Connection], None] | None = None
+
+
+class Beat:
+    """The running stage's line to the job: report progress, and check whether to go on."""
+
+    def __init__(self, stop: threading.Event, clock: Callable[[], float]) -> None:
+        self._stop = stop
+        self._clock = clock
+        self._last_wake = clock()
+        self.wake = threading.Event()
+        self.counts = (0, 0)
+        self.cancelled = False
+        self.lost: LeaseLost | None = None
+
+    def progress(self, done: int, total: int) -> None:
+        """``done`` of ``total`` units are finished. Cheap: call it as often as you like. Does not raise."""
+        self.counts = (done, total)
+        now = self._clock()
+        if now - self._last_wake >= PROGRESS_EVERY_S:
+            self._last_wake = now
+            self.wake.set()
+
+    def check(self) -> None:
+        """Raise ``LeaseLost``, ``JobCancelled`` or ``WorkerStopping`` if the stage must stop; call between steps."""
+        if self.lost is not None:
+            raise self.lost
+        if self.cancelled:
+            raise JobCancelled("the job was cancelled")
+        if self._stop.is_set():
+            raise WorkerStopping("this worker is stopping")
+
+
+Work = Callable[[Claim, Beat], Outcome | Mapping[str, Any]]
+
+
+class StageRunner:
+    """Runs stages for one worker, one at a time. ``stop`` set means: give the job back at the next check.
+
+    ``clock`` is monotonic seconds, used to space heartbeats and to measure, never to judge a lease.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        worker_id: str,
+        lease_s: float,
+        clock: Callable[[], float],
+        *,
+        heartbeat_s: float | None = None,
+        stop: threading.Event | None = None,
+        give_up_s: float = GIVE_UP_S,
+    ) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._lease_s = lease_s
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s or lease_s / 3
+        self._stop = stop or threading.Event()
+        self._give_up_s = give_up_s
+
+    def run(self, job_id: uuid.UUID | str, stage: Stage, work: Work, release_id: str | None = None) -> RunOutcome:
+        """Answer one doorbell. ``release_id`` is pinned to the job if it has none yet.
+
+        Does not raise for anything that happens to the job. Raises ``DatabaseUnavailable`` if the claim or,
+        for ``give_up_s`` seconds, the end cannot be written: the lease then runs out and the job is tried again.
+        """
+        job_id = uuid.UUID(str(job_id))
+        claim = self._store.claim(job_id, stage, self._worker_id, self._lease_s, release_id)
+        if claim is None:
+            telemetry.DUPLICATE_DELIVERIES.inc()
+            return RunOutcome.DUPLICATE
+        begun = self._clock()
+        facts = {"job_id": str(job_id), "stage": stage.value, "attempt": claim.job.attempt, "fence": claim.fence}
+        with telemetry.bind(**facts, release_id=claim.job.release_id):
+            outcome = self._run(claim, work)
+            seconds = self._clock() - begun
+            telemetry.STAGE_SECONDS.labels(stage.value).observe(seconds)
+            telemetry.JOBS_COMPLETED.labels(stage.value, outcome.value).inc()
+            log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4))
+        return outcome
+
+    def _run(self, claim: Claim, work: Work) -> RunOutcome:
+        beat = Beat(self._stop, self._clock)
+        ended = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(claim, beat, ended), name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            return self._attempt(claim, work, beat)
+        except LeaseLost:
+            return self._lease_lost()
+        finally:
+            ended.set()
+            beat.wake.set()
+            heart.join()
+
+    def _attempt(self, claim: Claim, work: Work, beat: Beat) -> RunOutcome:
+        try:
+            found = work(claim, beat)
+        except LeaseLost:
+            raise
+        except WorkerStopping:
+            return self._end(claim, self._store.release)
+        except JobCancelled as error:
+            if not beat.cancelled:
+                return self._failed(claim, error)
+            return self._end(claim, self._store.acknowledge_cancel)
+        except Exception as error:  # whatever a stage raises ends this attempt, not the worker
+            return self._failed(claim, error)
+        outcome = found if isinstance(found, Outcome) else Outcome(found)
+        try:
+            job = self._persistently(lambda: self._store.complete(claim, outcome.result, outcome.also))
+        except (LeaseLost, DatabaseUnavailable):
+            raise
+        except Exception as error:  # ``also`` refused, or the result is not JSON: nothing was written
+            return self._failed(claim, error)
+        return RunOutcome.CANCELLED if job.state is State.CANCELLED else RunOutcome.COMPLETED
+
+    def _beat(self, claim: Claim, beat: Beat, ended: threading.Event) -> None:
+        while True:
+            beat.wake.wait(self._heartbeat_s)
+            beat.wake.clear()
+            if ended.is_set():
+                return
+            done, total = beat.counts
+            try:
+                beat.cancelled |= self._store.heartbeat(claim, done, total, self._lease_s)
+            except LeaseLost as error:
+                beat.lost = error
+                return
+            except DatabaseUnavailable:
+                # Nobody can take the lease from us while the database is away: work on, beat again soon.
+                log.warning("heartbeat_failed", reason=DatabaseUnavailable.reason)
+                if ended.wait(min(1.0, self._heartbeat_s)):
+                    return
+                beat.wake.set()
+
+    def _failed(self, claim: Claim, error: Exception) -> RunOutcome:
+        if isinstance(error, BylineError):
+            log.warning("stage_failed", reason=error.reason, error=error.message)
+            typed = error
+        else:
+            # The traceback stays in the log; a client sees the error's kind and an id to quote.
+            error_id = uuid.uuid5(claim.job.id, f"{claim.stage}:{claim.fence}").hex[:12]
+            log.exception("stage_crashed", error_id=error_id)
+            typed = BylineError(
+                f"stage {claim.stage} failed unexpectedly (error {error_id})",
+                stage=claim.stage,
+                error_id=error_id,
+                kind=type(error).__name__,
+            )
+        return self._end(claim, lambda held: self._store.fail(held, typed, is_retryable(error)))
+
+    def _end(self, claim: Claim, write: Callable[[Claim], Job]) -> RunOutcome:
+        job = self._persistently(lambda: write(claim))
+        if job.state is State.CANCELLED:
+            return RunOutcome.CANCELLED
+        if job.state is State.QUEUED:
+            return RunOutcome.RELEASED if job.attempt < claim.job.attempt else RunOutcome.RETRIED
+        return RunOutcome.FAILED
+
+    def _persistently(self, write: Callable[[], T]) -> T:
+        """``write``, tried again while the database is away: minutes of work are worth the wait."""
+        deadline = self._clock() + self._give_up_s
+        while True:
+            try:
+                return write()
+            except DatabaseUnavailable:
+                if self._clock() >= deadline:
+                    raise
+                log.warning("end_of_stage_delayed", reason=DatabaseUnavailable.reason)
+                threading.Event().wait(RETRY_WRITE_S)
+
+    @staticmethod
+    def _lease_lost() -> RunOutcome:
+        telemetry.STALE_FENCE.inc()
+        log.warning("lease_lost")
+        return RunOutcome.LEASE_LOST
