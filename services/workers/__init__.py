@@ -1,0 +1,1 @@
+"""Celery workers: the lookup queue (student, milliseconds) and the verification queue (teacher, minutes)."""

@@ -1,0 +1,124 @@
+"""The JSON a stage leaves in ``job_results``: built here, read by the gateway, kept for ever.
+
+Why it exists: the answer of every tier has one shape, and it must be told apart from how it was found.
+Everything here is a pure function of values, so what a client will read is tested without a model, an
+index or a database. ``item_id`` and ``near_duplicate_group`` are strings because JSON has no 64-bit integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from byline.catalog.items import Item
+from byline.rankings.store import RankingLike
+from services.workers.calibration import Probability
+
+Influence = dict[str, Any]
+Answer = dict[str, Any]
+
+
+def retrieved_influence(
+    item: Item, *, rank: int, cosine: float, probability: Probability | None
+) -> Influence:
+    """One line of a RETRIEVED answer. ``rank`` counts from 1; ``probability`` is None without calibration."""
+    return {
+        "item_id": str(item.item_id),
+        "rank": rank,
+        "cosine": float(cosine),
+        "tau": None,
+        "standard_error": None,
+        "probability": None if probability is None else probability.value,
+        "probability_low": None if probability is None else probability.low,
+        "probability_high": None if probability is None else probability.high,
+        "probability_coverage": None if probability is None else probability.coverage,
+        "caption": item.caption,
+        "creator": item.creator,
+        "licence": item.licence,
+        "near_duplicate_group": str(item.near_duplicate_group),
+        "image_sha256": item.image_sha256,
+        "retrieved_rank": rank,
+    }
+
+
+def retrieved_answer(
+    influences: Sequence[Influence],
+    *,
+    top_k: int,
+    release_id: str,
+    model_revision: str,
+    not_attributable: bool,
+    noise_floor: float | None,
+    timings_ms: Mapping[str, float],
+) -> Answer:
+    """The lookup stage's answer: the first ``top_k`` influences; the rest wait as ``candidates`` for the teacher."""
+    return {
+        "tier": "RETRIEVED",
+        "release_id": release_id,
+        "model_revision": model_revision,
+        "not_attributable": not_attributable,
+        "noise_floor": noise_floor,
+        "influences": list(influences[:top_k]),
+        "candidates": list(influences[top_k:]),
+        "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
+        "teacher_id": None,
+        "draws": None,
+    }
+
+
+def candidates_of(retrieved: Answer, *, limit: int, excluded: Iterable[int] = ()) -> list[Influence]:
+    """The influences to verify, best first: at most ``limit``, without ``excluded`` (withdrawn) items."""
+    gone = {str(item_id) for item_id in excluded}
+    every = [*retrieved["influences"], *retrieved.get("candidates", [])]
+    return [one for one in every if one["item_id"] not in gone][:limit]
+
+
+def verified_answer(
+    retrieved: Answer,
+    candidates: Sequence[Influence],
+    ranking: RankingLike,
+    *,
+    top_k: int,
+    timings_ms: Mapping[str, float],
+) -> Answer:
+    """The verify stage's answer: the candidates re-ranked by τ (higher = more influential; ties by item id).
+
+    Cosine and ``retrieved_rank`` are those of the retrieved answer, so both orders can be read side by side;
+    the release is the retrieved answer's too. An item the teacher did not score is left out.
+    """
+    by_id = {one["item_id"]: one for one in candidates}
+    order = np.lexsort((ranking.item_ids, -ranking.tau.astype(np.float64)))
+    ranked: list[Influence] = []
+    for position in order:
+        known = by_id.get(str(int(ranking.item_ids[position])))
+        tau, error = float(ranking.tau[position]), float(ranking.standard_error[position])
+        if known is None or not np.isfinite(tau):
+            continue
+        ranked.append(
+            {
+                **known,
+                "rank": len(ranked) + 1,
+                "tau": tau,
+                "standard_error": error if np.isfinite(error) else None,
+                "retrieved_rank": known["retrieved_rank"],
+            }
+        )
+    return {
+        "tier": "VERIFIED",
+        "release_id": retrieved["release_id"],
+        "model_revision": retrieved["model_revision"],
+        "not_attributable": retrieved["not_attributable"],
+        "noise_floor": retrieved.get("noise_floor"),
+        "influences": ranked[:top_k],
+        "candidates": ranked[top_k:],
+        "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
+        "teacher_id": ranking.teacher_id,
+        "draws": int(ranking.draws),
+    }
+
+
+def item_ids_of(answer: Answer) -> list[int]:
+    """Every item id an answer names, candidates included."""
+    return [int(one["item_id"]) for one in (*answer["influences"], *answer.get("candidates", []))]

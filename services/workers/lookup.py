@@ -1,0 +1,121 @@
+"""Stage ``lookup``: the student's answer in milliseconds (tier RETRIEVED).
+
+Why it exists: image and prompt → features → the head's embedding → index search without withdrawn items.
+Everything of one answer comes from one release, the one pinned by the claim, whatever is swapped meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.decode import decode_image
+from byline.errors import InvalidRequest
+from byline.jobs import Claim, Job, Tier
+from byline.jobs.runner import Beat, Outcome
+from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
+from services.workers.calibration import is_attributable, noise_floor_of, probability_of
+from services.workers.withdrawal import refuse_withdrawn
+
+if TYPE_CHECKING:
+    from byline.releases.loader import Hit, Release
+    from services.workers.serving import Serving
+
+
+class LookupStage:
+    """Turns a claim on stage ``lookup`` into a RETRIEVED answer."""
+
+    def __init__(
+        self,
+        *,
+        serving: Serving,
+        blobs: BlobStore,
+        withdrawn: Callable[[], Iterable[int]],
+        max_image_bytes: int,
+        max_image_pixels: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._serving = serving
+        self._blobs = blobs
+        self._withdrawn = withdrawn
+        self._max_image_bytes = max_image_bytes
+        self._max_image_pixels = max_image_pixels
+        self._clock = clock
+
+    def __call__(self, claim: Claim, beat: Beat) -> Outcome:
+        """Answer from the release the claim pinned. Raises typed errors; see each step."""
+        job = claim.job
+        with self._serving.release(job.release_id) as release:
+            return self._answer(job, release, beat)
+
+    def _answer(self, job: Job, release: Release, beat: Beat) -> Outcome:
+        timings: dict[str, float] = {}
+        begun = self._clock()
+        embedding = self._embedding(job, release, timings)
+        beat.check()
+        wanted = job.top_k if job.tier is Tier.RETRIEVED else max(job.top_k, job.candidates)
+        searching = self._clock()
+        exclude = np.fromiter(self._withdrawn(), dtype=np.int64)
+        hits = release.search_embedding(embedding, wanted, exclude)
+        timings["search"] = 1e3 * (self._clock() - searching)
+        timings["total"] = 1e3 * (self._clock() - begun)
+        answer = retrieved_answer(
+            [self._influence(hit, release) for hit in hits],
+            top_k=job.top_k,
+            release_id=release.manifest.release_id,
+            model_revision=release.manifest.model_revision,
+            not_attributable=not is_attributable(release.calibrator, [hit.score for hit in hits]),
+            noise_floor=noise_floor_of(release.calibrator),
+            timings_ms=timings,
+        )
+        named = item_ids_of(answer)
+        return Outcome(answer, also=lambda connection: refuse_withdrawn(connection, named))
+
+    def _embedding(self, job: Job, release: Release, timings: dict[str, float]) -> NDArray[np.float32]:
+        """The query's embedding [embedding_dim]: the client's own, or made from its image and prompt."""
+        manifest = release.manifest
+        begun = self._clock()
+        if job.embedding is not None:
+            return _ready_embedding(job, release)
+        if job.image_sha256 is None:
+            raise InvalidRequest("query", "has neither an image nor an embedding")
+        image = decode_image(self._blobs.get(job.image_sha256), self._max_image_bytes, self._max_image_pixels)
+        timings["decode"] = 1e3 * (self._clock() - begun)
+        encoding = self._clock()
+        features = self._serving.extractor(manifest.feature_spec).extract([image], [job.prompt])[0]
+        timings["encode"] = 1e3 * (self._clock() - encoding)
+        projecting = self._clock()
+        embedding: NDArray[np.float32] = release.head.embed_queries(features[None, :])[0]
+        timings["head"] = 1e3 * (self._clock() - projecting)
+        return embedding
+
+    @staticmethod
+    def _influence(hit: Hit, release: Release) -> dict[str, object]:
+        item = release.catalogue[hit.item_id]
+        return retrieved_influence(
+            item, rank=hit.rank, cosine=hit.score, probability=probability_of(release.calibrator, hit.score)
+        )
+
+
+def _ready_embedding(job: Job, release: Release) -> NDArray[np.float32]:
+    """The embedding the client sent; InvalidRequest unless it was made by this very release's head."""
+    manifest = release.manifest
+    made_by = job.payload.get("embedding_release_id")
+    if made_by and made_by != manifest.release_id:
+        raise InvalidRequest(
+            "query.embedding.release",
+            f"the embedding is of release {made_by}, but {manifest.release_id} answers now: embed the query again",
+            release_id=manifest.release_id,
+        )
+    embedding = np.asarray(job.embedding, dtype=np.float32)
+    if embedding.shape != (manifest.embedding_dim,):
+        raise InvalidRequest(
+            "query.embedding.values",
+            f"has {embedding.size} values, an embedding of release {manifest.release_id} has {manifest.embedding_dim}",
+            release_id=manifest.release_id,
+        )
+    return embedding

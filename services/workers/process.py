@@ -1,0 +1,100 @@
+"""The parent process of a worker: Celery's consumer, the one task, and the wire that tells the child to stop.
+
+Why it exists: a forked child inherits what its parent imported, and torch or CUDA does not survive that. So the
+parent holds only Celery, and everything that computes is imported by the child after the fork. It also
+closes a gap: Celery tells its children nothing on a warm shutdown, and a verification would keep it waiting for
+minutes; a byte through a pipe lets the child hand its job back at the next check.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, signals
+
+from byline.config import Settings
+from byline.queue import TASK, TIME_LIMIT_S, make_celery
+from byline.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from services.workers.child import WorkerChild
+
+log = get_logger(__name__)
+
+
+class WorkerProcess:
+    """One worker on one queue: a parent that consumes, a child that computes (prefork, concurrency 1)."""
+
+    def __init__(self, queue: str, settings: Settings, *, metrics_port: int = 0, name: str | None = None) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._metrics_port = metrics_port
+        self._name = name or f"{queue}-{os.getpid()}"
+        self._child: WorkerChild | None = None
+        self._stop_read, self._stop_write = os.pipe()
+        self.app = self._celery()
+
+    def run(self) -> int:
+        """Consume until a signal ends it. Returns the exit code."""
+        receivers = (
+            (signals.setup_logging, self._keep_our_logging),
+            (signals.worker_process_init, self._child_started),
+            (signals.worker_process_shutdown, self._child_ends),
+            (signals.worker_shutting_down, self._shutting_down),
+        )
+        for signal, receiver in receivers:
+            signal.connect(receiver, weak=False)
+        worker = self.app.Worker(
+            hostname=f"{self._name}@{socket.gethostname()}",
+            queues=[self._queue],
+            pool_cls="prefork",
+            concurrency=1,
+            time_limit=TIME_LIMIT_S[self._queue],
+            without_gossip=True,
+            without_mingle=True,
+            quiet=True,
+        )
+        log.info("worker_starting", queue=self._queue, worker=self._name, pid=os.getpid())
+        worker.start()
+        log.info("worker_stopped", queue=self._queue, worker=self._name, exitcode=worker.exitcode or 0)
+        return int(worker.exitcode or 0)
+
+    def _celery(self) -> Celery:
+        app = make_celery(self._settings.redis_url)
+
+        def run_stage(job_id: str, stage: str) -> None:
+            if self._child is None:
+                raise RuntimeError("a stage was delivered before this child had started")
+            self._child.handle(job_id, stage)
+
+        app.task(name=TASK)(run_stage)
+        return app
+
+    # -- receivers: Celery passes more keywords than are used -----------------------------------
+
+    def _keep_our_logging(self, **_: Any) -> None:
+        """Being connected is the point: Celery then leaves the configured logging alone."""
+
+    def _child_started(self, **_: Any) -> None:
+        os.close(self._stop_write)
+        from services.workers.child import WorkerChild
+
+        stopping = threading.Event()
+        threading.Thread(target=self._watch_parent, args=(stopping,), name="stop-watch", daemon=True).start()
+        worker_id = f"{self._name}@{socket.gethostname()}:{os.getpid()}"
+        self._child = WorkerChild(self._queue, self._settings, worker_id, stopping, metrics_port=self._metrics_port)
+        self._child.start()
+
+    def _watch_parent(self, stopping: threading.Event) -> None:
+        os.read(self._stop_read, 1)  # a byte: stop asked; end of file: the parent is gone
+        stopping.set()
+
+    def _child_ends(self, **_: Any) -> None:
+        if self._child is not None:
+            self._child.close()
+
+    def _shutting_down(self, **_: Any) -> None:
+        os.write(self._stop_write, b"\0")

@@ -1,0 +1,85 @@
+"""Stage ``verify``: the exact teacher on the candidates of the retrieved answer (tier VERIFIED).
+
+Why it exists: the student guesses in milliseconds; this stage measures. It scores exactly the candidates the
+lookup found, names the lookup's release, and keeps both orders, so a client can see where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.decode import decode_image
+from byline.errors import InvalidRequest, StageInputMissing
+from byline.jobs import Claim, Job, Stage
+from byline.jobs.runner import Beat, Outcome
+from byline.jobs.store import JobStore
+from byline.teachers import TeacherItem, TeacherQuery
+from services.workers.answer import Answer, candidates_of, item_ids_of, verified_answer
+from services.workers.teacher_bench import TeacherBench
+from services.workers.withdrawal import refuse_withdrawn
+
+
+class VerifyStage:
+    """Turns a claim on stage ``verify`` into a VERIFIED answer."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        bench: TeacherBench,
+        blobs: BlobStore,
+        withdrawn: Callable[[], Iterable[int]],
+        teacher: str,
+        draws: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._bench = bench
+        self._blobs = blobs
+        self._withdrawn = withdrawn
+        self._teacher = teacher
+        self._draws = draws
+        self._clock = clock
+
+    def __call__(self, claim: Claim, beat: Beat) -> Outcome:
+        """Score the candidates. Raises typed errors; JobCancelled, LeaseLost or a stop come out of ``beat``."""
+        begun = self._clock()
+        job = claim.job
+        if job.image_sha256 is None:
+            raise InvalidRequest("query", "verification needs the image; a ready embedding can only be retrieved")
+        retrieved = self._retrieved(job)
+        candidates = candidates_of(retrieved, limit=job.candidates, excluded=self._withdrawn())
+        beat.progress(0, len(candidates))
+        query = TeacherQuery(decode_image(self._blobs.get(job.image_sha256)), job.prompt)
+        items = [
+            TeacherItem(int(one["item_id"]), decode_image(self._blobs.get(one["image_sha256"])), one["caption"])
+            for one in candidates
+        ]
+        decoded = self._clock()
+        teacher = self._bench.teacher(self._teacher, self._draws, check=beat.check)
+        loaded = self._clock()
+        ranking = teacher.score(
+            query, items, candidate_set=f"retrieved-{len(items)}", progress=beat.progress, check=beat.check
+        )
+        done = self._clock()
+        answer = verified_answer(
+            retrieved,
+            candidates,
+            ranking,
+            top_k=job.top_k,
+            timings_ms={
+                "decode": 1e3 * (decoded - begun),
+                "load": 1e3 * (loaded - decoded),
+                "teacher": 1e3 * (done - loaded),
+                "total": 1e3 * (done - begun),
+            },
+        )
+        named = item_ids_of(answer)
+        return Outcome(answer, also=lambda connection: refuse_withdrawn(connection, named))
+
+    def _retrieved(self, job: Job) -> Answer:
+        found = self._store.results(job.id).get(Stage.LOOKUP)
+        if found is None:
+            raise StageInputMissing(f"job {job.id} has no retrieved answer to verify", job_id=job.id)
+        return dict(found.result)
