@@ -1,0 +1,147 @@
+"""Creating jobs: acknowledged means kept, the same request means the same job, queues are bounded."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from byline.errors import InvalidRequest, QueueFull, RequestIdReused
+from byline.jobs import Kind, Stage, State, Tier
+from byline.jobs.store import JobStore
+
+
+def test_a_created_job_comes_back_as_it_was_asked_for(store, new_job):
+    new = new_job(embedding=(0.5, -1.0), image_sha256=None, tier=Tier.VERIFIED, payload={"a": [1]}, ttl_s=60)
+    job, created = store.create(new)
+    assert created
+    assert store.get("p", job.id) == job
+    assert (job.state, job.stage, job.attempt, job.fence) == (State.QUEUED, Stage.LOOKUP, 0, 0)
+    assert (job.embedding, job.payload, job.tier) == (new.embedding, new.payload, Tier.VERIFIED)
+    assert (job.expire_time - job.create_time).total_seconds() == 60
+    assert [event.to_state for event in store.events(job.id)] == [State.QUEUED]
+
+
+def test_a_ranking_job_starts_in_its_own_stage(store, new_job):
+    assert store.create(new_job(kind=Kind.RANKING))[0].stage is Stage.RANK
+
+
+def test_the_same_request_gives_the_same_job(store, new_job):
+    first, created = store.create(new_job("r"))
+    again, created_again = store.create(new_job("r"))
+    assert (created, created_again) == (True, False)
+    assert first == again
+
+
+def test_the_same_request_gives_the_job_as_it_is_now(store, new_job):
+    job, _ = store.create(new_job("r"))
+    store.cancel("p", job.id)
+    assert store.create(new_job("r"))[0].state is State.CANCELLED
+
+
+def test_the_same_id_with_other_contents_is_refused(store, new_job):
+    job, _ = store.create(new_job("r"))
+    with pytest.raises(RequestIdReused) as raised:
+        store.create(new_job("r", prompt="a dog"))
+    assert raised.value.metadata["existing_job"] == str(job.id)
+
+
+def test_two_projects_may_use_the_same_request_id(store, new_job):
+    one, _ = store.create(new_job("r", project_id="p"))
+    other, created = store.create(new_job("r", project_id="q"))
+    assert created
+    assert one.id != other.id
+
+
+def test_of_many_concurrent_equal_requests_one_creates(store, new_job):
+    barrier = threading.Barrier(8)
+
+    def create(_: int):
+        barrier.wait(10)
+        return store.create(new_job("r"))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(create, range(8)))
+    assert sum(created for _, created in answers) == 1
+    assert len({job.id for job, _ in answers}) == 1
+    assert len(store.list("p")) == 1
+
+
+def test_batches_with_common_ids_in_opposite_order_do_not_deadlock(store, new_job):
+    names = [f"r{number}" for number in range(40)]
+    barrier = threading.Barrier(2)
+
+    def create(order: list[str]):
+        barrier.wait(10)
+        return store.create_many([new_job(name) for name in order])
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(create, [names, names[::-1]])
+    assert {job.id for job, _ in one} == {job.id for job, _ in other}
+    assert sum(created for _, created in [*one, *other]) == 40
+
+
+def test_a_batch_is_answered_in_order_and_counts_a_repeat_once(store, new_job):
+    answers = store.create_many([new_job("b"), new_job("a"), new_job("b")])
+    assert [job.request_id for job, _ in answers] == ["b", "a", "b"]
+    assert [created for _, created in answers] == [True, True, False]
+
+
+def test_a_batch_with_one_refused_request_creates_nothing(store, new_job):
+    store.create(new_job("used"))
+    with pytest.raises(RequestIdReused):
+        store.create_many([new_job("fresh"), new_job("used", prompt="a dog")])
+    assert [job.request_id for job in store.list("p")] == ["used"]
+
+
+def test_an_empty_batch_is_answered(store):
+    assert store.create_many([]) == []
+
+
+def test_a_prompt_postgres_cannot_hold_is_refused_as_invalid(store, new_job):
+    with pytest.raises(InvalidRequest):
+        store.create(new_job(prompt="a\x00b"))
+
+
+def test_a_full_queue_refuses_new_jobs_and_answers_old_ones(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 3}, rng=random.Random(1))
+    for name in "abc":
+        store.create(new_job(name))
+    with pytest.raises(QueueFull) as raised:
+        store.create(new_job("d"))
+    assert raised.value.retry_after_s
+    assert store.create(new_job("a"))[1] is False
+    assert len(store.list("p")) == 3
+
+
+def test_concurrent_creators_do_not_overshoot_the_bound(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 5}, rng=random.Random(1))
+    barrier = threading.Barrier(10)
+
+    def create(number: int) -> bool:
+        barrier.wait(10)
+        try:
+            return store.create(new_job(f"r{number}"))[1]
+        except QueueFull:
+            return False
+
+    with ThreadPoolExecutor(10) as pool:
+        assert sum(pool.map(create, range(10))) == 5
+
+
+def test_room_comes_back_when_a_job_leaves_the_queue(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 1}, rng=random.Random(1))
+    job, _ = store.create(new_job())
+    assert store.claim(job.id, Stage.LOOKUP, "w", 30)
+    assert store.create(new_job())[1]
+
+
+def test_verified_jobs_are_bounded_before_they_reach_the_slow_queue(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 100, Stage.VERIFY: 2}, rng=random.Random(1))
+    for _ in range(2):
+        store.create(new_job(tier=Tier.VERIFIED))
+    with pytest.raises(QueueFull):
+        store.create(new_job(tier=Tier.VERIFIED))
+    assert store.create(new_job(tier=Tier.RETRIEVED))[1]
