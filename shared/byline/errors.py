@@ -320,3 +320,9 @@ class BrokerUnavailable(BylineError):
     reason = "BROKER_UNAVAILABLE"
     code = "UNAVAILABLE"
     retry_after_s = 1.0
+
+
+class CallFailed(BylineError):
+    """The server refused a call with a reason this client does not know (``metadata`` has it), or crashed."""
+
+    reason = "CALL_FAILED"

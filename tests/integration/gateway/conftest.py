@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
 from byline.catalog.items import Item
 from byline.catalog.store import ModelRecord
 from byline.config import load_settings
@@ -21,8 +23,6 @@ from byline.jobs import Claim, Stage
 from byline.jobs.store import JobStore
 from byline.releases.manifest import REQUIRED_FILES, FileEntry, LabelSet, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
-from PIL import Image
-
 from services.gateway.context import GatewayContext, build_context
 from services.gateway.server import Gateway, start
 
@@ -94,7 +94,8 @@ def answer(claim: Claim) -> dict[str, Any]:
     return {
         "tier": "VERIFIED" if verified else "RETRIEVED", "release_id": claim.job.release_id,
         "model_revision": "rev1", "not_attributable": False, "influences": influences(ITEMS, **more),
-        "timings_ms": {"search": 0.5}, "teacher_id": "abu_plus" if verified else None, "draws": 64 if verified else None,
+        "timings_ms": {"search": 0.5}, "teacher_id": "abu_plus" if verified else None,
+        "draws": 64 if verified else None,
     }  # fmt: skip
 
 

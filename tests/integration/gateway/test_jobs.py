@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
 from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from .conftest import ITEMS, AnsweringWorker, Running, png
 
@@ -187,9 +188,13 @@ def test_a_withdrawn_item_is_in_no_stored_answer(stub: Any, served: Running, wor
 
 def test_an_embedding_of_another_release_or_dimension_is_refused(stub: Any) -> None:
     def ask(values: list[float], release: str) -> Any:
-        query = job_wire.Query(embedding=job_wire.Embedding(values=values, release=f"models/openclipart/releases/{release}"))
+        query = job_wire.Query(
+            embedding=job_wire.Embedding(values=values, release=f"models/openclipart/releases/{release}")
+        )
         job = job_wire.AttributionJob(query=query)
-        return stub.CreateAttributionJob(wire.CreateAttributionJobRequest(parent=PARENT, attribution_job=job), timeout=5)
+        return stub.CreateAttributionJob(
+            wire.CreateAttributionJobRequest(parent=PARENT, attribution_job=job), timeout=5
+        )
 
     job = ask([0.5, 0.5, 0.5, 0.5], "r1")
     assert list(job.query.embedding.values) == [0.5] * 4 and job.query.embedding.release.endswith("/r1")
