@@ -1,0 +1,146 @@
+"""``python -m services.trainer``: reads the settings, connects, and refreshes the head until a signal ends it.
+
+Why it exists: it is the composition root, the only place that knows which Postgres, which encoders and which clock the
+trainer uses. ``--once`` runs one refresh now and prints what became of it, for the demo and for an operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine
+
+from byline import telemetry
+from byline.catalog.blobs import BlobStore
+from byline.catalog.store import CatalogStore
+from byline.config import Settings, load_settings, repository_root
+from byline.db.session import make_engine
+from byline.errors import BylineError, ModelNotFound, SettingsInvalid
+from byline.evaluation.result_file import git_commit
+from byline.rankings.labelled import count_rankings
+from byline.releases.registry import ReleaseRegistry
+from services.trainer.gate import GateLimits
+from services.trainer.loop import TrainerLoop, report
+from services.trainer.progress import StepProgress
+from services.trainer.refresh import Refresher, RefreshOutcome, RefreshSettings
+from services.trainer.schedule import LastRefresh, RefreshRule
+
+log = telemetry.get_logger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer",
+        description="Fits a head when enough new rankings are there, judges it on held-out queries, and publishes it "
+        "as a release if it passes the gate. Run one per model. Settings come from BYLINE_* variables; SIGTERM stops "
+        "it after the refresh that runs.",
+    )
+    parser.add_argument("--once", action="store_true", help="refresh now, print the outcome as JSON, and end")
+    parser.add_argument("--metrics-port", type=int, default=0, help="serve Prometheus metrics here (0: off)")
+    return parser
+
+
+def refresh_settings(settings: Settings) -> RefreshSettings:
+    """The part of the settings a refresh needs."""
+    limits = GateLimits(map_floor=settings.gate_map_floor, tolerance=settings.gate_regression_tolerance,
+                        confidence=settings.gate_confidence)
+    return RefreshSettings(
+        model_id=settings.model_id, teacher_family=settings.curation_teacher, cutoff=settings.gate_map_at,
+        limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs,
+        git_sha=git_commit(repository_root()),
+    )
+
+
+def last_refresh(registry: ReleaseRegistry, model_id: str) -> LastRefresh | None:
+    """The newest candidate of the model, published or refused."""
+    newest = registry.list(model_id, limit=1)
+    return LastRefresh(newest[0].manifest.labels.queries, newest[0].created_at) if newest else None
+
+
+class Encoding:
+    """Builds the refresher on first use: encoders take seconds and memory, and the model may not be registered yet."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._refresher: Refresher | None = None
+
+    def run_once(self, now: datetime) -> RefreshOutcome:
+        """One refresh; see :meth:`Refresher.run_once`."""
+        refresher = self._refresher = self._refresher or self._build()
+        with StepProgress() as progress:
+            return refresher.run_once(now=now, seed=self._settings.seed, progress=progress)
+
+    def _build(self) -> Refresher:
+        import torch
+
+        from byline.diffusion.model import DiffusionModel
+        from byline.features import load_extractor
+        from byline.rankings.features import LabelFeatures
+
+        settings = self._settings
+        torch.set_num_threads(settings.torch_threads)
+        record = CatalogStore(self._engine).model(settings.model_id)
+        needs_model = "denoiser" in settings.feature_spec.split("+")
+        model = DiffusionModel.load(record.directory, settings.device) if needs_model else None
+        extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
+        features = LabelFeatures(extractor, BlobStore(settings.blob_dir), settings.cache_dir, record.corpus_id)
+        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        settings = load_settings()
+        telemetry.configure_logging("trainer", settings)
+        engine = make_engine(settings.database_url, pool_size=2, application="byline-trainer")
+    except SettingsInvalid as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    encoding = Encoding(engine, settings)
+    if arguments.once:
+        return _once(encoding)
+    stop = threading.Event()
+    telemetry.install_signal_handlers(stop)
+    telemetry.start_metrics(arguments.metrics_port or settings.metrics_port)
+    registry = ReleaseRegistry(engine)
+    loop = TrainerLoop(
+        count=lambda: count_rankings(engine, settings.model_id, settings.curation_teacher),
+        last=lambda: last_refresh(registry, settings.model_id),
+        refresh=encoding.run_once,
+        rule=RefreshRule(settings.trainer_min_new_rankings, timedelta(seconds=settings.trainer_interval_seconds)),
+        now=lambda: datetime.now(UTC), stop=stop, poll_s=settings.trainer_poll_seconds,
+    )
+    log.info("trainer_started", model_id=settings.model_id, teacher=settings.curation_teacher)
+    loop.run()
+    engine.dispose()
+    log.info("trainer_stopped")
+    return 0
+
+
+def _once(encoding: Encoding) -> int:
+    started = datetime.now(UTC)
+    try:
+        outcome = encoding.run_once(started)
+    except ModelNotFound as error:
+        print(f"{error.message}: ingest the corpus and register the model first", file=sys.stderr)
+        return 1
+    except BylineError as error:
+        print(f"{error.reason}: {error.message}", file=sys.stderr)
+        return 1
+    report(outcome, (datetime.now(UTC) - started).total_seconds())
+    print(json.dumps({"release_id": outcome.release_id, "activated": outcome.activated,
+                      "reasons": list(outcome.decision.reasons), "warm_start": outcome.warm,
+                      **outcome.report.to_json()}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

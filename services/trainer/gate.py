@@ -1,0 +1,85 @@
+"""May this candidate become the active release? A pure function of what was measured.
+
+Why it exists: automatic publication is only tolerable if its rule is written in one place, can be tested with
+numbers alone, and gives its reasons. The candidate must not be worse than the active release by more than a
+tolerance (lower bound of a paired bootstrap over held-out queries), must clear an absolute floor, and must have the
+sign the whole project relies on: higher score = more influential.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from byline.evaluation.bootstrap import paired_bootstrap
+from byline.evaluation.map import MapResult
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """``map_floor`` absolute; ``tolerance`` how much worse than the active release may be, at ``confidence``."""
+
+    map_floor: float
+    tolerance: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class GateEvidence:
+    """What was measured on the same held-out queries.
+
+    ``active`` is None for a first release, or when the active one cannot be compared (other features). ``agreement``
+    is the mean correlation of predicted scores with τ; ``slope`` the loss's learned factor on the score.
+    """
+
+    candidate: MapResult
+    active: MapResult | None
+    slope: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """``reasons`` is empty exactly if the candidate passed; ``metrics`` go into the release's record."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    metrics: dict[str, float]
+
+
+def judge(evidence: GateEvidence, limits: GateLimits, seed: int) -> GateDecision:
+    """Decide, giving every reason against and not only the first."""
+    reasons: list[str] = []
+    candidate = evidence.candidate
+    metrics = {"map": candidate.mean, "map_standard_error": candidate.standard_error, "slope": evidence.slope,
+               "agreement": evidence.agreement, "held_out_queries": float(candidate.per_query.shape[0])}
+    if not np.isfinite(candidate.mean) or candidate.mean < limits.map_floor:
+        reasons.append(f"MAP_BELOW_FLOOR: held-out mAP({candidate.cutoff}) is {candidate.mean:.3f}, "
+                       f"the floor is {limits.map_floor:.3f}")
+    if not evidence.slope > 0:
+        reasons.append(f"WRONG_SIGN: the slope on the score is {evidence.slope:.3f}")
+    if not evidence.agreement > 0:
+        reasons.append(f"WRONG_SIGN: predicted scores correlate with influence by {evidence.agreement:.3f}")
+    if evidence.active is not None:
+        difference = paired_bootstrap(candidate.per_query, evidence.active.per_query, seed=seed,
+                                      lower_quantile=1.0 - limits.confidence)
+        metrics |= {"active_map": evidence.active.mean, "gain": difference.mean, "gain_lower_bound": difference.low}
+        if difference.low < -limits.tolerance:
+            reasons.append(f"REGRESSION: against the active release mAP changes by {difference.mean:+.4f}, at "
+                           f"{limits.confidence:.0%} confidence by no less than {difference.low:+.4f}; "
+                           f"allowed is {-limits.tolerance:+.4f}")
+    return GateDecision(not reasons, tuple(reasons), metrics)
+
+
+def score_agreement(scores: np.ndarray, tau: np.ndarray) -> float:
+    """Mean over queries of the correlation between predicted scores and ranks of τ, both [q, n], NaN ignored."""
+    values: list[float] = []
+    for predicted, wanted in zip(scores, tau, strict=True):
+        scored = ~np.isnan(wanted)
+        if scored.sum() < 2:
+            continue
+        ranks = np.argsort(np.argsort(wanted[scored], kind="stable"), kind="stable").astype(np.float64)
+        guess = np.argsort(np.argsort(predicted[scored], kind="stable"), kind="stable").astype(np.float64)
+        values.append(float(np.corrcoef(ranks, guess)[0, 1]))
+    return float(np.mean(values)) if values else float("nan")

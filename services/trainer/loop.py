@@ -1,0 +1,75 @@
+"""The trainer's loop: look every few seconds whether a refresh is due, and run it.
+
+Why it exists: everything that can go wrong with one refresh (no labels yet, the database away, a broken image) must
+leave the loop running and say so, without fitting the same labels again and again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from byline.errors import BylineError, DatabaseUnavailable
+from byline.telemetry import RELEASES_REJECTED, get_logger
+from services.trainer.refresh import RefreshOutcome
+from services.trainer.schedule import LastRefresh, RefreshRule, refresh_due
+
+log = get_logger(__name__)
+
+
+class TrainerLoop:
+    """``count`` gives the stored rankings, ``last`` the newest candidate, ``refresh`` runs one refresh."""
+
+    def __init__(self, *, count: Callable[[], int], last: Callable[[], LastRefresh | None],
+                 refresh: Callable[[datetime], RefreshOutcome], rule: RefreshRule, now: Callable[[], datetime],
+                 stop: threading.Event, poll_s: float) -> None:
+        self._count = count
+        self._last = last
+        self._refresh = refresh
+        self._rule = rule
+        self._now = now
+        self._stop = stop
+        self._poll_s = poll_s
+        self._failed: LastRefresh | None = None
+
+    def run(self) -> None:
+        """Until ``stop`` is set. A refresh that runs is finished first."""
+        while not self._stop.is_set():
+            self.step()
+            self._stop.wait(self._poll_s)
+
+    def step(self) -> RefreshOutcome | None:
+        """Refresh if it is due. Errors are logged; a refresh that failed is tried again when there is more to learn
+        from, or after the interval."""
+        try:
+            rankings, last = self._count(), self._last()
+        except DatabaseUnavailable as error:
+            log.warning("database_away", error=error.message)
+            return None
+        now = self._now()
+        newest = max((known for known in (last, self._failed) if known), key=lambda known: known.at, default=None)
+        if not refresh_due(rankings, newest, now, self._rule):
+            return None
+        log.info("refresh_started", rankings=rankings)
+        try:
+            outcome = self._refresh(now)
+        except BylineError as error:
+            # One ranking less than there are: the interval, not only a new ranking, may bring the next try.
+            self._failed = LastRefresh(rankings - 1, now)
+            log.warning("refresh_failed", reason=error.reason, error=error.message)
+            return None
+        self._failed = None
+        report(outcome, (self._now() - now).total_seconds())
+        return outcome
+
+
+def report(outcome: RefreshOutcome, seconds: float) -> None:
+    """Log what became of a candidate, and count refusals."""
+    for reason in outcome.decision.reasons:
+        RELEASES_REJECTED.labels(reason=reason.partition(":")[0]).inc()
+    best = outcome.report.best("raw")
+    log.info("refresh_finished", release_id=outcome.release_id, activated=outcome.activated,
+             reasons=list(outcome.decision.reasons), head_map=round(outcome.decision.metrics["map"], 4),
+             best_raw_map=round(best.result.mean, 4) if best else None, warm_start=outcome.warm,
+             seconds=round(seconds, 1))

@@ -1,0 +1,239 @@
+"""One refresh: labels in, a judged release out.
+
+Why it exists: service loop, demo and tests run exactly this. Nothing is decided here that could be decided by a pure
+function (``schedule``, ``gate``, the fit, the report); this module only brings their inputs together and records the
+outcome. A candidate that fails the gate is built and registered too, as REJECTED: one must be able to look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Engine
+
+from byline.catalog.items import Item
+from byline.catalog.store import CatalogStore
+from byline.errors import LabelsNotUsable, ReleaseChanged
+from byline.evaluation.head_report import HeadReport, report_head
+from byline.evaluation.map import MapResult, mean_average_precision
+from byline.ranker.fit import FitConfig, FitReport, fit_head
+from byline.ranker.head import Head, HeadConfig, feature_blocks, load_head
+from byline.ranker.labelled_set import LabelledSet
+from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
+from byline.rankings.store import LabelledQuery, RankingStore
+from byline.releases.builder import build_release
+from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
+from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
+from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
+from services.trainer.schedule import start_warm
+
+FloatArray = npt.NDArray[np.float32]
+#: Called with (what is being done, done, total).
+Progress = Callable[[str, int, int], None]
+
+#: With at least this many ranked test queries the gate judges on them; otherwise on the validation queries.
+MINIMUM_TEST_QUERIES = 10
+#: Queries kept in the release to check after loading that it still gives the same answers.
+GOLDEN_QUERIES = 8
+
+
+class FeatureRows(Protocol):
+    """Features of items and queries, in one FeatureSpec; ``byline.rankings.features.LabelFeatures`` is one."""
+
+    @property
+    def spec(self) -> str:
+        """Name of the FeatureSpec."""
+        ...
+
+    @property
+    def preprocessing_hash(self) -> str:
+        """Hash of what is done to an image or text before encoding."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[tuple[str, int]]:
+        """(encoder, width) in the order of the columns."""
+        ...
+
+    def of_items(self, items: Sequence[Item], progress: Callable[[int, int], None]) -> FloatArray:
+        """[n, in] in the order of ``items``."""
+        ...
+
+    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Callable[[int, int], None]) -> FloatArray:
+        """[q, in] in the order of ``rankings``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RefreshSettings:
+    """What a refresh does. ``epochs`` counts passes over the training queries; ``cutoff`` is the L of mAP(L)."""
+
+    model_id: str
+    teacher_family: str
+    cutoff: int
+    limits: GateLimits
+    loss: str = "listwise"
+    epochs: int = 40
+    hidden: tuple[int, ...] = (512, 512)
+    out_dim: int = 512
+    git_sha: str = ""
+
+
+@dataclass(frozen=True)
+class RefreshOutcome:
+    """What became of the candidate. ``activated`` is False if the gate refused it or another activation came first."""
+
+    release_id: str
+    activated: bool
+    decision: GateDecision
+    report: HeadReport
+    warm: bool
+
+
+@dataclass(frozen=True)
+class _Labels:
+    splits: LabelSplits
+    train: LabelledSet
+    validation: LabelledSet
+    held_out: LabelledSet
+    #: τ of the held-out queries from the noise half that does not judge, and whether the halves are disjoint.
+    other_half: FloatArray | None
+    held_out_split: str
+
+
+class Refresher:
+    """Makes candidates for one model. Reads and writes Postgres, writes release directories."""
+
+    def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings) -> None:
+        self._catalog = CatalogStore(engine)
+        self._rankings = RankingStore(engine)
+        self._registry = ReleaseRegistry(engine)
+        self._root = release_root
+        self._features = features
+        self._settings = settings
+
+    def run_once(self, *, now: datetime, seed: int, progress: Progress = lambda what, done, total: None
+                 ) -> RefreshOutcome:
+        """Fit, judge, publish. Raises LabelsNotUsable if there is nothing to learn from or to judge by."""
+        settings = self._settings
+        model = self._catalog.model(settings.model_id)
+        items = self._catalog.items(model.corpus_id)
+        splits = load_splits(self._rankings, settings.model_id, settings.teacher_family)
+        active = self._registry.active(settings.model_id)
+        record = self._registry.get(active.release_id) if active else None
+        labels = self._labels(splits, items, progress)
+        previous = self._comparable_head(record)
+        warm = previous is not None and record is not None and start_warm(
+            len(splits.train) + len(splits.validation), record.manifest.labels.queries)
+        fitted = self._fit(labels, seed, previous if warm else None, progress)
+        report, decision = self._judge(labels, fitted, previous, seed)
+        progress("build the release", 0, 1)
+        directory = build_release(
+            self._root, model_id=model.model_id, model_revision=model.revision, corpus_id=model.corpus_id,
+            head=fitted.head, feature_spec=self._features.spec, preprocessing_hash=self._features.preprocessing_hash,
+            item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=items,
+            # No calibration yet: answers then come without probabilities, and nothing is called not attributable.
+            calibrator={"kind": "none"},
+            metrics=_metrics(report, decision, fitted, labels, warm), parent=record.release_id if record else None,
+            labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
+            teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
+            created_at=now, git_sha=settings.git_sha,
+        )
+        progress("build the release", 1, 1)
+        manifest = ReleaseManifest.read(directory)
+        self._registry.register(manifest, directory)
+        activated = self._publish(manifest.release_id, decision, active)
+        return RefreshOutcome(manifest.release_id, activated, decision, report, warm)
+
+    def _labels(self, splits: LabelSplits, items: Sequence[Item], progress: Progress) -> _Labels:
+        cutoff = self._settings.cutoff
+        if not splits.train or not splits.validation:
+            raise LabelsNotUsable(
+                f"there are {len(splits.train)} training and {len(splits.validation)} validation rankings of "
+                f"{self._settings.model_id} by {self._settings.teacher_family}; both are needed. "
+                "Import a snapshot (`byline labels import`) or wait for curation"
+            )
+        validation = judging_queries(splits.validation, cutoff)
+        test = judging_queries(splits.test, cutoff)
+        use_test = len(test) >= MINIMUM_TEST_QUERIES
+        held_out = test if use_test else validation
+        ids = np.asarray([item.item_id for item in items], dtype=np.int64)
+        item_rows = self._features.of_items(items, lambda done, total: progress("features of items", done, total))
+
+        def build(rankings: Sequence[LabelledQuery], half: int) -> LabelledSet:
+            rows = self._features.of_queries(rankings, lambda done, all_: progress("features of queries", done, all_))
+            return labelled_set(rankings, rows, ids, item_rows, half)
+
+        disjoint = all(ranking.tau_halves is not None for ranking in held_out)
+        return _Labels(
+            splits, build(splits.train, LEARN), build(validation, JUDGE), build(held_out, JUDGE),
+            build(held_out, LEARN).tau if disjoint else None, "test" if use_test else "validation",
+        )
+
+    def _comparable_head(self, record: ReleaseRecord | None) -> Head | None:
+        """The active head, if it takes the features this trainer makes."""
+        if record is None or record.manifest.feature_spec != self._features.spec:
+            return None
+        if record.manifest.preprocessing_hash != self._features.preprocessing_hash:
+            return None
+        return load_head(record.directory / HEAD)
+
+    def _fit(self, labels: _Labels, seed: int, warm_start: Head | None, progress: Progress) -> FitReport:
+        settings = self._settings
+        base = FitConfig(loss=settings.loss, evaluate_at=settings.cutoff)
+        passes = -(-labels.train.queries // base.queries_per_step)
+        steps = max(1, settings.epochs * passes // (4 if warm_start is not None else 1))
+        fit = FitConfig(loss=settings.loss, evaluate_at=settings.cutoff, max_steps=steps,
+                        evaluate_every=max(1, min(base.evaluate_every, steps // 4)),
+                        learning_rate=base.learning_rate * (0.3 if warm_start is not None else 1.0))
+        names, dims = zip(*self._features.blocks, strict=True)
+        config = HeadConfig(labels.train.in_dim, feature_blocks(names, dims), settings.hidden, settings.out_dim)
+        return fit_head(labels.train, labels.validation, config, fit, seed,
+                        lambda done, total: progress("fit the head", done, total), warm_start)
+
+    def _judge(self, labels: _Labels, fitted: FitReport, previous: Head | None, seed: int
+               ) -> tuple[HeadReport, GateDecision]:
+        held_out, cutoff = labels.held_out, self._settings.cutoff
+        scores = fitted.head.scores(held_out.query_features, held_out.item_features)
+        report = report_head(scores, held_out, labels.train, list(self._features.blocks), cutoff=cutoff,
+                             other_half=labels.other_half, seed=seed)
+        active: MapResult | None = None
+        if previous is not None:
+            before = previous.scores(held_out.query_features, held_out.item_features)
+            active = mean_average_precision(before, held_out.tau, cutoff)
+        candidate = mean_average_precision(scores, held_out.tau, cutoff)
+        evidence = GateEvidence(candidate, active, fitted.slope, score_agreement(scores, held_out.tau))
+        return report, judge(evidence, self._settings.limits, seed)
+
+    def _publish(self, release_id: str, decision: GateDecision, active: ActiveRelease | None) -> bool:
+        if not decision.passed:
+            self._registry.reject(release_id, "; ".join(decision.reasons))
+            return False
+        self._registry.validate(release_id)
+        try:
+            self._registry.activate(self._settings.model_id, release_id, expected_epoch=active.epoch if active else 0,
+                                    reason="passed the gate", principal="trainer")
+        except ReleaseChanged:
+            # The candidate was judged against a release that is no longer the active one: leave it VALIDATED,
+            # the next refresh compares anew and an operator may activate it.
+            return False
+        return True
+
+
+def _metrics(report: HeadReport, decision: GateDecision, fitted: FitReport, labels: _Labels, warm: bool
+             ) -> dict[str, Any]:
+    return {
+        **report.to_json(), "gate": {**decision.metrics, "passed": decision.passed, "reasons": list(decision.reasons)},
+        "fit": {"best_step": fitted.best_step, "validation_map": fitted.best_map, "start_map": fitted.start_map,
+                "slope": fitted.slope, "warm_start": warm,
+                "history": [[point.step, point.validation_map] for point in fitted.history]},
+        "labels": {"train": len(labels.splits.train), "validation": len(labels.splits.validation),
+                   "test": len(labels.splits.test), "held_out_split": labels.held_out_split,
+                   "judged_on_disjoint_noise": labels.other_half is not None},
+    }

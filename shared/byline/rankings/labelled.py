@@ -1,0 +1,90 @@
+"""From stored rankings to the matrices a head is trained on and judged by.
+
+Why it exists: two rules of honest evaluation live here and nowhere else. A student learns from one half of the
+teacher's noise draws and is judged on the other (about a tenth of mAP would otherwise be shared item noise); and
+held-out queries with too few scored items do not judge, because their mAP(L) means something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Engine, func, select
+
+from byline.db.session import transaction
+from byline.errors import LabelsNotUsable
+from byline.ranker.labelled_set import LabelledSet, dense_tau
+from byline.rankings.store import QUERIES, RANKINGS, LabelledQuery, RankingStore
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+#: The half of the noise draws a student learns from, and the one it is judged by.
+LEARN, JUDGE = 0, 1
+
+
+@dataclass(frozen=True)
+class LabelSplits:
+    """Stored rankings by what they are for."""
+
+    train: tuple[LabelledQuery, ...]
+    validation: tuple[LabelledQuery, ...]
+    test: tuple[LabelledQuery, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the train and validation rankings: equal digests mean the same labels."""
+        digest = hashlib.sha256()
+        for query in (*self.train, *self.validation):
+            digest.update(query.query_id.bytes + query.item_ids.tobytes() + query.tau.tobytes())
+        return digest.hexdigest()
+
+
+def teacher_family(teacher_id: str) -> str:
+    """The method of a teacher id, without its settings: rankings of one family measure the same thing."""
+    return teacher_id.partition("/")[0].partition(":")[0]
+
+
+def load_splits(store: RankingStore, model_id: str, family: str) -> LabelSplits:
+    """All rankings of the model by teachers of ``family`` (a method name, or a full teacher id)."""
+    wanted = [name for name in store.teachers(model_id) if family in (name, teacher_family(name))]
+    rankings = [ranking for teacher_id in wanted for ranking in store.load(model_id, teacher_id)]
+    by_split = {split: tuple(r for r in rankings if r.split == split) for split in ("train", "validation", "test")}
+    return LabelSplits(**by_split)
+
+
+def count_rankings(engine: Engine, model_id: str, family: str) -> int:
+    """How many rankings :func:`load_splits` would give for training and validation, without reading them."""
+    statement = (
+        select(RANKINGS.c.teacher_id, func.count())
+        .join(QUERIES, RANKINGS.c.query_id == QUERIES.c.id)
+        .where(RANKINGS.c.model_id == model_id, QUERIES.c.split.in_(["train", "validation"]))
+        .group_by(RANKINGS.c.teacher_id)
+    )
+    with transaction(engine) as connection:
+        found = connection.execute(statement).all()
+    return sum(int(count) for teacher_id, count in found if family in (teacher_id, teacher_family(teacher_id)))
+
+
+def judging_queries(rankings: Sequence[LabelledQuery], cutoff: int) -> tuple[LabelledQuery, ...]:
+    """Those rankings that score at least ``2 * cutoff`` items; all of them if none does."""
+    wide = tuple(ranking for ranking in rankings if ranking.item_ids.shape[0] >= 2 * cutoff)
+    return wide or tuple(rankings)
+
+
+def half_of(ranking: LabelledQuery, half: int) -> FloatArray:
+    """τ [n] from one of two disjoint sets of noise draws; all of τ where the teacher kept no halves."""
+    return ranking.tau if ranking.tau_halves is None else ranking.tau_halves[half]
+
+
+def labelled_set(rankings: Sequence[LabelledQuery], query_features: FloatArray, item_ids: IntArray,
+                 item_features: FloatArray, half: int) -> LabelledSet:
+    """Rankings over the items as a matrix. ``query_features`` [q, in] in the order of ``rankings``."""
+    if not rankings:
+        raise LabelsNotUsable("there are no rankings of this kind")
+    tau = dense_tau(item_ids, [r.item_ids for r in rankings], [half_of(r, half) for r in rankings])
+    return LabelledSet(query_features, item_ids, item_features, tau)

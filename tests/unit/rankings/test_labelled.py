@@ -1,0 +1,58 @@
+"""From stored rankings to matrices."""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pytest
+
+from byline.errors import LabelsNotUsable
+from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, teacher_family
+from byline.rankings.store import LabelledQuery
+
+
+def _ranking(ids, tau, halves=None, number=0) -> LabelledQuery:
+    tau = np.asarray(tau, dtype=np.float32)
+    return LabelledQuery(
+        query_id=uuid.UUID(int=number), prompt="a cat", split="train", near_duplicate_group=1, image_sha256="0" * 64,
+        item_ids=np.asarray(ids, dtype=np.int64), tau=tau, standard_error=np.zeros_like(tau),
+        tau_halves=None if halves is None else np.asarray(halves, dtype=np.float32), seed=0, candidate_set="corpus",
+        draws=8,
+    )
+
+
+def test_a_student_never_learns_from_the_noise_it_is_judged_by():
+    ranking = _ranking([5, 7], [2.0, 3.0], halves=[[1.0, 2.0], [3.0, 4.0]])
+    ids, features = np.array([7, 5]), np.zeros((2, 3), np.float32)
+    learn = labelled_set([ranking], features[:1], ids, features, LEARN)
+    assess = labelled_set([ranking], features[:1], ids, features, JUDGE)
+    assert learn.tau.tolist() == [[2.0, 1.0]] and assess.tau.tolist() == [[4.0, 3.0]]
+
+
+def test_rankings_without_halves_give_all_of_tau():
+    features = np.zeros((2, 3), np.float32)
+    made = labelled_set([_ranking([5, 7], [2.0, 3.0])], features[:1], np.array([5, 7]), features, JUDGE)
+    assert made.tau.tolist() == [[2.0, 3.0]]
+
+
+def test_rankings_of_few_items_do_not_judge_when_wide_ones_exist():
+    narrow, wide = _ranking(range(10), np.zeros(10)), _ranking(range(40), np.zeros(40))
+    assert judging_queries([narrow, wide], 20) == (wide,)
+    assert judging_queries([narrow], 20) == (narrow,)
+
+
+def test_the_digest_changes_with_the_labels_only():
+    one, other = _ranking([1], [1.0]), _ranking([1], [2.0])
+    assert LabelSplits((one,), (), ()).digest == LabelSplits((one,), (), (other,)).digest
+    assert LabelSplits((one,), (), ()).digest != LabelSplits((other,), (), ()).digest
+
+
+def test_teachers_of_one_method_are_a_family_whatever_their_settings():
+    assert teacher_family("abu_plus_linear/1a2b/cross") == teacher_family("abu_plus_linear:9") == "abu_plus_linear"
+    assert teacher_family("abu_plus/1a2b") != "abu_plus_linear"
+
+
+def test_no_rankings_is_an_error_with_words():
+    with pytest.raises(LabelsNotUsable):
+        labelled_set([], np.zeros((0, 3), np.float32), np.array([1]), np.zeros((1, 3), np.float32), LEARN)

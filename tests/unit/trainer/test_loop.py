@@ -1,0 +1,86 @@
+"""The loop goes on whatever a refresh does."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+from byline.errors import DatabaseUnavailable, LabelsNotUsable
+from byline.evaluation.head_report import HeadReport
+from services.trainer.gate import GateDecision
+from services.trainer.loop import TrainerLoop
+from services.trainer.refresh import RefreshOutcome
+from services.trainer.schedule import LastRefresh, RefreshRule
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OUTCOME = RefreshOutcome("r1", True, GateDecision(True, (), {"map": 0.5}), HeadReport((), 100, 40), False)
+
+
+class World:
+    """What the loop sees: a clock, a count, and refreshes that succeed or fail."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.count = 10
+        self.last: LastRefresh | None = None
+        self.error: Exception | None = None
+        self.refreshes = 0
+        self.stop = threading.Event()
+        self.loop = TrainerLoop(count=self.counted, last=lambda: self.last, refresh=self.refresh, now=lambda: self.now,
+                                rule=RefreshRule(8, timedelta(hours=1)), stop=self.stop, poll_s=0.001)
+
+    def counted(self) -> int:
+        if isinstance(self.error, DatabaseUnavailable):
+            raise self.error
+        return self.count
+
+    def refresh(self, now: datetime) -> RefreshOutcome:
+        self.refreshes += 1
+        if self.error:
+            raise self.error
+        self.last = LastRefresh(self.count, now)
+        return OUTCOME
+
+
+def test_a_refresh_runs_once_per_batch_of_rankings():
+    world = World()
+    assert world.loop.step() is OUTCOME and world.loop.step() is None
+    world.count += 8
+    assert world.loop.step() is OUTCOME
+    assert world.refreshes == 2
+
+
+def test_a_failed_refresh_is_not_repeated_at_once_but_after_the_interval():
+    world = World()
+    world.error = LabelsNotUsable("no validation rankings")
+    assert world.loop.step() is None and world.loop.step() is None
+    assert world.refreshes == 1
+    world.now += timedelta(hours=1)
+    world.error = None
+    assert world.loop.step() is OUTCOME
+
+
+def test_a_failed_refresh_is_repeated_when_there_is_more_to_learn_from():
+    world = World()
+    world.error = LabelsNotUsable("no validation rankings")
+    world.loop.step()
+    world.error = None
+    world.count += 8
+    assert world.loop.step() is OUTCOME
+
+
+def test_a_lost_database_ends_nothing():
+    world = World()
+    world.error = DatabaseUnavailable("away")
+    assert world.loop.step() is None
+    world.error = None
+    assert world.loop.step() is OUTCOME
+
+
+def test_a_stop_ends_the_loop():
+    world = World()
+    thread = threading.Thread(target=world.loop.run)
+    thread.start()
+    world.stop.set()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
