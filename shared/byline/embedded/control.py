@@ -85,8 +85,9 @@ def _wait(state_dir: Path, services: Sequence[str], supervisor: subprocess.Popen
         seen |= running
         _give_up_on_crashes(read_status(state_dir))
         servers = discover(state_dir)
-        if servers and set(services) <= running and ("gateway" not in services or _serving(servers.grpc_address)):
-            return servers
+        if servers and servers.ready and set(services) <= running:
+            if "gateway" not in services or _serving(servers.grpc_address):
+                return servers
         if time.monotonic() > deadline:
             missing = sorted(set(services) - running) or ["the gateway's health check"]
             raise ServerNotStarted(f"not up in time: {', '.join(missing)}; see {state_dir / 'logs'}")

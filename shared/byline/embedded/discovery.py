@@ -19,13 +19,15 @@ SERVERS_FILE = "servers.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Addresses of one running system; the URLs carry generated passwords."""
+    """Addresses of one system; the URLs carry generated passwords. ``ready`` once the tables exist and the
+    services were started."""
 
     database_url: str
     redis_url: str
     grpc_address: str
     supervisor_pid: int
     supervisor_created: float
+    ready: bool
 
 
 def announce(state_dir: Path, servers: Servers) -> None:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from byline.config import DEFAULT_GRPC_ADDRESS, Settings, as_environment
@@ -129,6 +129,7 @@ class Supervisor:
         for child in self._children:
             child.launch()
             self._write_status()
+        announce(self._state_dir, replace(addresses, ready=True))
         log.info("up", grpc_address=addresses.grpc_address)
 
     def _start_servers(self) -> Servers:
@@ -149,7 +150,7 @@ class Supervisor:
         me = ProcessIdentity.of(os.getpid())
         assert me is not None, "this process exists"  # noqa: S101
         return Servers(database_url=database_url, redis_url=redis_url, grpc_address=_listen_address(self._settings),
-                       supervisor_pid=me.pid, supervisor_created=me.created)
+                       supervisor_pid=me.pid, supervisor_created=me.created, ready=False)
 
     def _starter(self, service: Service, environment: dict[str, str]) -> Callable[[], ServerProcess]:
         log_file = self._state_dir / "logs" / f"{service.name}.log"

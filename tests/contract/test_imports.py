@@ -1,0 +1,168 @@
+"""Who may import whom. The rules of the layout, read from the source, and proved once more by importing.
+
+A rule that only a reviewer holds is broken within a month; a gateway that loads torch is slow to start
+and cannot be installed without a gigabyte of packages.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "shared" / "byline"
+SERVICES = ROOT / "services"
+METHOD = ("diffusion", "features", "teachers", "ranker", "index", "evaluation", "credit")
+#: What the method must not know: it runs in a notebook, without service or database.
+INFRASTRUCTURE = (
+    "byline.jobs", "byline.db", "byline.queue", "byline.rankings", "byline.releases", "byline.catalog",
+    "byline.embedded", "byline.client", "byline.cli", "attribution", "sqlalchemy", "psycopg", "celery", "redis", "grpc",
+)
+HEAVY = ("torch", "faiss", "transformers", "diffusers", "pyarrow", "sklearn")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+LIGHT_SERVICES = ("gateway", "dispatcher", "console")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and where."""
+
+    importer: str
+    imported: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.imported}"
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "_pb2" not in path.name)
+
+
+def _imports(path: Path) -> Iterator[Import]:
+    importer = path.relative_to(ROOT).as_posix()
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(importer, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{importer}:{node.lineno}: relative import; write the full name"
+            assert node.module is not None
+            for alias in node.names:
+                yield Import(importer, f"{node.module}.{alias.name}", node.lineno)
+
+
+def _under(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _service_names() -> list[str]:
+    return sorted(folder.name for folder in SERVICES.iterdir() if any(folder.glob("*.py")))
+
+
+def test_the_library_never_imports_a_service() -> None:
+    broken = [found for path in _sources(LIBRARY) for found in _imports(path) if _under(found.imported, ("services",))]
+    assert not broken, "\n".join(map(str, broken))
+
+
+def test_a_service_never_imports_another_service() -> None:
+    broken = [
+        found
+        for name in _service_names()
+        for path in _sources(SERVICES / name)
+        for found in _imports(path)
+        if _under(found.imported, ("services",)) and not _under(found.imported, (f"services.{name}",))
+    ]
+    assert not broken, "\n".join(map(str, broken))
+
+
+@pytest.mark.parametrize("package", METHOD)
+def test_the_method_knows_neither_database_nor_queue_nor_wire(package: str) -> None:
+    broken = [
+        found
+        for path in _sources(LIBRARY / package)
+        for found in _imports(path)
+        if _under(found.imported, INFRASTRUCTURE)
+    ]
+    assert not broken, "\n".join(map(str, broken))
+
+
+def test_only_the_gateway_and_the_client_know_the_wire() -> None:
+    allowed = ("services/gateway/", "services/console/", "shared/byline/client/", "shared/byline/client.py")
+    broken = [
+        found
+        for path in [*_sources(LIBRARY), *_sources(SERVICES)]
+        for found in _imports(path)
+        if _under(found.imported, ("attribution",)) and not found.importer.startswith(allowed)
+    ]
+    assert not broken, "\n".join(map(str, broken))
+
+
+def test_pickle_is_imported_nowhere() -> None:
+    unsafe = ("pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
+    broken = [
+        found
+        for path in [*_sources(LIBRARY), *_sources(SERVICES)]
+        for found in _imports(path)
+        if _under(found.imported, unsafe)
+    ]
+    assert not broken, "\n".join(map(str, broken))
+
+
+def _loaded_by(modules: list[str]) -> set[str]:
+    """Import ``modules`` in a fresh interpreter and return which heavy packages that loaded, transitively."""
+    code = "import sys, importlib\n"
+    code += "".join(f"importlib.import_module({module!r})\n" for module in modules)
+    code += f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def _modules(folder: Path, base: Path) -> list[str]:
+    names = []
+    for path in _sources(folder):
+        parts = path.relative_to(base).with_suffix("").parts
+        if parts[-1] != "__main__":  # Importing it would do no harm, but it is the program, not a module.
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+@pytest.mark.parametrize("service", LIGHT_SERVICES)
+def test_a_light_service_loads_no_heavy_package_however_indirectly(service: str) -> None:
+    folder = SERVICES / service
+    if not folder.is_dir():
+        assert service == "console", f"services/{service} is gone"
+        return
+    assert _loaded_by(_modules(folder, ROOT)) == set()
+
+
+def test_the_parents_of_forked_workers_load_no_heavy_package() -> None:
+    """torch in the parent hangs the forked child."""
+    assert _loaded_by(["services.workers.__main__", "byline.queue"]) == set()
+
+
+def test_the_command_line_and_the_client_load_no_heavy_package() -> None:
+    commands = ["byline.cli.app", "byline.cli.up", "byline.cli.status", "byline.cli.submit", "byline.cli.show"]
+    assert _loaded_by([*commands, "byline.client"]) == set()
+
+
+def test_a_module_reads_no_environment_and_starts_nothing_when_imported() -> None:
+    """Only functions may read the environment: a value read at import cannot be given by a caller."""
+    broken = []
+    for path in [*_sources(LIBRARY), *_sources(SERVICES)]:
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        broken += [
+            f"{path.relative_to(ROOT)}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and id(node) not in inside
+        ]
+    assert not broken, "\n".join(broken)
