@@ -10,11 +10,14 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from byline.errors import BlobNotFound, InvalidRequest
 
+_FLUSHES_AT_ONCE = 32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,27 +54,33 @@ class BlobStore:
 
     def put(self, data: bytes) -> str:
         """Store the bytes durably and return their digest; storing the same bytes again costs one stat."""
-        digest = sha256_hex(data)
-        target = self.path(digest)
-        if target.is_file():
-            return digest
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
+        return self.put_many([data])[0]
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[str]:
+        """Store many blobs and return their digests; all are durable when it returns.
+
+        A disk merges flushes that wait at the same time, and a directory is flushed once for all its new
+        names: a thousand images take seconds where one by one they would take a minute.
+        """
+        digests = [sha256_hex(data) for data in blobs]
+        fresh = {d: data for d, data in zip(digests, blobs, strict=True) if not self.path(d).is_file()}
+        if not fresh:
+            return digests
+        folders = {self.path(digest).parent for digest in fresh}
+        made = [folder for folder in folders if not folder.is_dir()]
+        for folder in made:
+            folder.mkdir(parents=True, exist_ok=True)
+        if len(fresh) == 1:
+            ((digest, data),) = fresh.items()
+            _write(self.path(digest), data)
+            fsync_directory(self.path(digest).parent)
+        else:
+            with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
+                list(pool.map(_write, map(self.path, fresh), fresh.values()))
+                list(pool.map(fsync_directory, folders))
+        if made:
             fsync_directory(self.root)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".put-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o444)
-            os.replace(name, target)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-        fsync_directory(target.parent)
-        return digest
+        return digests
 
     def get(self, sha256: str) -> bytes:
         """The bytes of a blob. BlobNotFound when it is not stored, or when its file no longer matches its digest."""
@@ -82,3 +91,19 @@ class BlobStore:
         if sha256_hex(data) != sha256:
             raise BlobNotFound(f"the stored file of {sha256} is damaged; upload it again", sha256=sha256)
         return data
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write beside the target, flush, rename: the name never leads to half of the bytes."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".put-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o444)
+        os.replace(name, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        raise

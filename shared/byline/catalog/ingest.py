@@ -22,7 +22,7 @@ from byline.catalog.sources import Broken, Candidate, creator_of, open_source
 from byline.catalog.store import CatalogStore
 from byline.errors import ImageTooLarge, ImageUndecodable
 
-_BATCH = 128
+_BATCH = 512
 _MAX_CAPTION = 4_000
 
 Progress = Callable[[int, int | None], None]
@@ -93,20 +93,22 @@ def _ingest_batch(
         read.append((entry, item))
     known = store.known(corpus_id, [item.item_id for _, item in read])
     fresh: list[Item] = []
+    images: list[bytes] = []
     names = {item.item_id: entry.name for entry, item in read}
     for entry, item in read:
         try:
             if item.item_id not in known:
                 _check_image(entry.image)
-                blobs.put(entry.image)
                 fresh.append(item)
             elif known[item.item_id] == item.image_sha256:
-                blobs.put(entry.image)  # heals a lost file; costs one stat otherwise
                 state.unchanged += 1
             else:
                 raise _SkippedError(f"id {item.item_id} belongs to another image already")
         except _SkippedError as skip:
             state.skipped.append((entry.name, str(skip)))
+        else:
+            images.append(entry.image)  # a known item's too: heals a lost file, costs one stat otherwise
+    blobs.put_many(images)
     inserted = store.add_items(corpus_id, fresh)
     state.added += len(inserted.added)
     state.unchanged += len(fresh) - len(inserted.added) - len(inserted.conflicting)

@@ -1,0 +1,49 @@
+"""Encoder names and how each is loaded.
+
+Why it exists: a study compares features by changing a name; adding an encoder is one entry here and nothing
+elsewhere. Heavy imports happen when an encoder is loaded, not when its name is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from byline.errors import FeatureMismatch, ModelNotUsable
+from byline.features.denoiser import Denoiser, DenoisingModel
+from byline.features.efficientnet import EfficientNetLite0
+from byline.features.encoder import Encoder
+from byline.features.minilm import MiniLM
+from byline.features.pretrained import FAMILIES, PretrainedEncoder
+
+Loader = Callable[[str, Path | str | None, DenoisingModel | None], Encoder]
+
+
+def _pretrained(name: str) -> Loader:
+    return lambda device, source, model: PretrainedEncoder.load(name, source, device)
+
+
+def _denoiser(device: str, source: Path | str | None, model: DenoisingModel | None) -> Encoder:
+    if model is None:
+        raise ModelNotUsable("encoder denoiser needs the attributed model: pass model=DiffusionModel.load(directory)")
+    return Denoiser(model)
+
+
+ENCODERS: dict[str, Loader] = {
+    "efficientnet_lite0": lambda device, source, model: EfficientNetLite0.load(device),
+    "minilm": lambda device, source, model: MiniLM.load(device),
+    "denoiser": _denoiser,
+    **{name: _pretrained(name) for name in FAMILIES},
+}
+
+
+def load_encoder(
+    name: str, *, device: str = "cpu", source: Path | str | None = None, model: DenoisingModel | None = None
+) -> Encoder:
+    """Load one encoder. ``source``: hub name or directory for the transformers ones; ``model``: for ``denoiser``.
+
+    FeatureMismatch for an unknown name, ModelNotUsable when weights are missing or not the pinned ones.
+    """
+    if name not in ENCODERS:
+        raise FeatureMismatch(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}", encoder=name)
+    return ENCODERS[name](device, source, model)
