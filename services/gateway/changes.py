@@ -32,9 +32,10 @@ class JobChanges:
         self._listener.start()
 
     def stop(self) -> None:
-        """Stop listening (the thread ends soon after) and wake everybody."""
+        """Stop listening and wait for the listening thread to end. Not on the event loop."""
         self._stop.set()
-        self.wake_all()
+        if self._listener is not None:
+            self._listener.join(timeout=5.0)
 
     @contextmanager
     def subscribe(self, job_id: uuid.UUID) -> Iterator[asyncio.Event]:
