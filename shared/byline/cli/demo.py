@@ -1,0 +1,350 @@
+"""``byline demo``: the whole path on real images, from an empty state directory to a named source.
+
+Why it exists: it is what a newcomer sees first, and the largest end-to-end check there is. Every
+step goes through the system's own parts: private Postgres and Redis, the six services as processes,
+jobs over gRPC, the curation service's rankings, the trainer's release, the workers' swap. Nothing
+here computes an answer.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import Engine
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.ingest import ingest
+from byline.catalog.store import CatalogStore, ModelRecord
+from byline.cli.demo_lookups import SteadyLookups
+from byline.cli.demo_page import ShownQuery, render
+from byline.client import Client
+from byline.config import Settings, load_settings, repository_root
+from byline.db import make_engine
+from byline.embedded.control import bring_down, bring_up
+from byline.errors import ServerNotStarted
+from byline.evaluation.result_file import git_commit, machine, write_result
+from byline.rankings.labelled import count_rankings
+from byline.rankings.snapshot import SnapshotQuery, import_snapshot, read_snapshot, write_snapshot
+from byline.releases.registry import ReleaseRecord, ReleaseRegistry
+
+#: What the demo asks of the services, unless the caller's environment says otherwise: small live
+#: rankings and prompt polling, so that a second release is there within the demo.
+ENVIRONMENT = {
+    "BYLINE_CURATION_CANDIDATES": "120",
+    "BYLINE_CURATION_DRAWS": "32",
+    "BYLINE_TRAINER_POLL_SECONDS": "1",
+    "BYLINE_TORCH_THREADS": "1",
+}
+VERIFIED_QUERIES = 2
+LIVE_RANKINGS = 2
+#: Share of the snapshot's training rankings that release 1 is trained on; the rest comes with the
+#: live ones, as a week's labels would.
+FIRST_SHARE = 0.4
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A held-out query: prompt, generated picture (PNG), and the seed it was generated from."""
+
+    text: str
+    seed: int
+    image: bytes
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Announce a step, and say how long it took."""
+    started = time.monotonic()
+    console.print(f"[bold]{title}[/bold]")
+    yield
+    console.print(f"  [dim]{time.monotonic() - started:.1f} s[/dim]")
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Any]:
+    """A progress callback ``(done, total)`` shown as a bar."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as shown:
+        task = shown.add_task(label, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def prepare_corpus(settings: Settings, engine: Engine) -> None:
+    """Ingest the corpus and register the generator; both cost nothing the second time."""
+    from byline.diffusion.model import directory_revision
+
+    with bar("images") as progress:
+        report = ingest(engine, BlobStore(settings.blob_dir), settings.corpus_source, settings.corpus_id, progress)
+    console.print(f"  {report.added} images added, {report.unchanged} known, {len(report.skipped)} skipped")
+    CatalogStore(engine).add_model(
+        ModelRecord(
+            settings.model_id,
+            settings.corpus_id,
+            settings.model_directory,
+            directory_revision(settings.model_directory),
+        )
+    )
+
+
+def add_labels(settings: Settings, engine: Engine, chosen: Sequence[SnapshotQuery]) -> None:
+    """Import these rankings of the snapshot through the same door as ``byline labels import``."""
+    header, _ = read_snapshot(settings.labels_dir)
+    model = CatalogStore(engine).model(settings.model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        write_snapshot(Path(folder), header, chosen)
+        report = import_snapshot(
+            engine, BlobStore(settings.blob_dir), Path(folder), model_id=model.model_id,
+            model_revision=model.revision, corpus_id=model.corpus_id,
+        )  # fmt: skip
+    console.print(f"  {report.rankings} rankings added, {report.present} known")
+
+
+def portions(queries: Sequence[SnapshotQuery]) -> tuple[list[SnapshotQuery], list[SnapshotQuery]]:
+    """What release 1 learns from (with all validation and test queries), and what comes later."""
+    train = [q for q in queries if q.split == "train"]
+    first = round(FIRST_SHARE * len(train))
+    return [q for q in queries if q.split != "train"] + train[:first], train[first:]
+
+
+def wait_for_release(
+    settings: Settings, registry: ReleaseRegistry, seen: Sequence[str], timeout_s: float
+) -> ReleaseRecord | None:
+    """The next candidate the trainer registers and decides on; None if it takes longer than that.
+
+    Shows the trainer's own log lines meanwhile: the work happens there.
+    """
+    log = settings.state_dir / "logs" / "trainer.log"
+    offset = log.stat().st_size if log.exists() else 0
+    ends = time.monotonic() + timeout_s
+    with console.status("  the trainer is at work") as status:
+        while time.monotonic() < ends:
+            for record in registry.list(settings.model_id):
+                if record.release_id not in seen and record.state not in ("BUILT", "VALIDATED"):
+                    return record
+            if log.exists():
+                with log.open("rb") as handle:
+                    handle.seek(offset)
+                    lines = [line for line in handle.read().decode(errors="replace").splitlines() if line.strip()]
+                if lines:
+                    status.update(f"  trainer: {lines[-1][:150]}")
+            time.sleep(0.3)
+    return None
+
+
+def held_out_prompts(settings: Settings, queries: Sequence[SnapshotQuery], count: int) -> list[Prompt]:
+    """Pictures the generator makes now, from prompts of the test split that no head has seen, new seeds."""
+    from byline.diffusion.model import DiffusionModel
+
+    model = DiffusionModel.load(settings.model_directory, settings.device)
+    texts = list(dict.fromkeys(q.prompt for q in queries if q.split == "test"))[:count]
+    seeds = [9_000_000 + n for n in range(len(texts))]
+    with bar("pictures") as progress:
+        pictures = model.generate(
+            texts, seeds, steps=settings.curation_sampling_steps, guidance=settings.curation_guidance,
+            progress=progress, batch=2,
+        )  # fmt: skip
+    made = []
+    for text, seed, picture in zip(texts, seeds, pictures, strict=True):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        made.append(Prompt(text, seed, buffer.getvalue()))
+    return made
+
+
+def ask_fast(client: Client, prompts: Sequence[Prompt]) -> list[tuple[Any, float]]:
+    """Attribution and end-to-end milliseconds of each prompt, after one warm-up call."""
+    client.attribute(prompts[0].image, prompts[0].text)
+    answers = []
+    for prompt in prompts:
+        started = time.monotonic()
+        attribution = client.attribute(prompt.image, prompt.text, top_k=40)
+        answers.append((attribution, 1e3 * (time.monotonic() - started)))
+        table = Table(title=f"“{prompt.text}”: {answers[-1][1]:.0f} ms, {attribution.release.rpartition('/')[2]}")
+        for name in ("rank", "cosine", "caption", "artist"):
+            table.add_column(name)
+        for one in attribution.influences[:5]:
+            table.add_row(str(one.rank), f"{one.cosine or 0:.3f}", one.caption[:60], one.creator[:40])
+        console.print(table)
+    return answers
+
+
+def ask_verified(client: Client, prompt: Prompt) -> tuple[Any, float]:
+    """The verified attribution of a prompt and its seconds, with the worker's progress as a bar."""
+    started = time.monotonic()
+    job = client.submit(prompt.image, prompt.text, tier="VERIFIED", top_k=40)
+    with bar("candidates scored by the teacher") as progress:
+        for job in client.watch(job, timeout=600):
+            if job.stage == "verify" and job.progress_total:
+                progress(job.progress_done, job.progress_total)
+    answer = job.answer_of("VERIFIED")
+    if answer is None:
+        raise ServerNotStarted(f"the verification of {prompt.text!r} ended {job.state}: {job.error}")
+    return answer, time.monotonic() - started
+
+
+def release_row(record: ReleaseRecord) -> dict[str, Any]:
+    """What the page and result.json say of one release."""
+    return {
+        "name": record.release_id,
+        "state": str(record.state),
+        "labels": record.manifest.labels.queries,
+        "map": record.metrics["map"]["head"],
+        "map_standard_error": record.metrics["map"].get("head_standard_error"),
+        "reason": record.reason,
+    }
+
+
+def refresh_under_load(
+    settings: Settings, engine: Engine, client: Client, prompts: Sequence[Prompt], later: Sequence[SnapshotQuery],
+    releases: list[ReleaseRecord],
+) -> dict[str, Any]:  # fmt: skip
+    """Let curation add rankings and the trainer refresh, while lookups keep flowing; what they saw."""
+    registry = ReleaseRegistry(engine)
+    seen = [record.release_id for record in registry.list(settings.model_id)]
+    before = count_rankings(engine, settings.model_id, settings.curation_teacher)
+    with SteadyLookups(settings.grpc_address, settings.model_id, [(p.image, p.text) for p in prompts]) as lookups:
+        client.resume("rank")
+        with bar("live rankings by curation") as progress:
+            ends = time.monotonic() + 240
+            while time.monotonic() < ends:
+                fresh = count_rankings(engine, settings.model_id, settings.curation_teacher) - before
+                progress(min(fresh, LIVE_RANKINGS), LIVE_RANKINGS)
+                if fresh >= LIVE_RANKINGS:
+                    break
+                time.sleep(0.5)
+        client.pause("rank")
+        add_labels(settings, engine, later)
+        record = wait_for_release(settings, registry, seen, timeout_s=300)
+        if record is not None:
+            console.print(f"  release {record.release_id}: {record.state}, {record.reason or 'passed the gate'}")
+            if record.state == "ACTIVE":
+                releases.append(record)
+                lookups.wait_for_release(record.release_id, timeout_s=60)
+    return {"live_rankings": fresh, **lookups.summary()}
+
+
+def demo(
+    queries: Annotated[int, typer.Option(help="How many held-out prompts to generate and attribute.")] = 6,
+    keep_up: Annotated[bool, typer.Option("--keep-up", help="Leave the services running afterwards.")] = False,
+) -> None:
+    """The whole path on real images; writes reports/demo/index.html and result.json."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    settings = load_settings()
+    started = time.monotonic()
+    with step("Starting Postgres, Redis and six services"):
+        servers = bring_up(settings, report=lambda message: console.print(f"  {message}"))
+    try:
+        settings = load_settings()
+        with Client(servers.grpc_address, settings.project_id, model=settings.model_id, timeout=30) as client:
+            _run(settings, client, queries, started)
+    finally:
+        if not keep_up:
+            bring_down(settings)
+            console.print("[dim]Services stopped; their state is kept. `make up` starts them again.[/dim]")
+
+
+def _run(settings: Settings, client: Client, count: int, started: float) -> None:
+    engine = make_engine(settings.database_url, pool_size=4, application="byline-demo")
+    registry = ReleaseRegistry(engine)
+    client.pause("rank")
+    with step("Ingesting the corpus"):
+        prepare_corpus(settings, engine)
+    snapshot = read_snapshot(settings.labels_dir)[1]
+    first, later = portions(snapshot)
+    releases = [r for r in reversed(registry.list(settings.model_id)) if r.state in ("ACTIVE", "RETIRED")]
+    known = len(releases)
+    if not releases:
+        with step("Importing labels; the trainer fits release 1"):
+            add_labels(settings, engine, first)
+            record = wait_for_release(settings, registry, [], timeout_s=420)
+            if record is None or record.state != "ACTIVE":
+                raise ServerNotStarted(f"the trainer published no release; see {settings.state_dir / 'logs'}")
+            releases = [record]
+            figures = record.metrics["map"]
+            console.print(f"  {record.release_id}: mAP@{figures['L']} {figures['head']:.3f}, raw {figures['raw']}")
+    with step("Generating pictures from held-out prompts"):
+        prompts = held_out_prompts(settings, snapshot, count)
+    with step("Fast answers (tier RETRIEVED)"):
+        fast = ask_fast(client, prompts)
+    slow: list[tuple[Any, float]] = []
+    with step("Verified answers (tier VERIFIED): the exact teacher on the candidates"):
+        slow = [ask_verified(client, prompt) for prompt in prompts[:VERIFIED_QUERIES]]
+    swap: dict[str, Any] | None = None
+    if known < 2:
+        with step("Curation adds rankings, the trainer a release, and lookups go on"):
+            swap = refresh_under_load(settings, engine, client, prompts, later, releases)
+    _report(settings, client, engine, prompts, fast, slow, swap, releases, started)
+
+
+def _report(
+    settings: Settings, client: Client, engine: Engine, prompts: Sequence[Prompt], fast: Sequence[tuple[Any, float]],
+    slow: Sequence[tuple[Any, float]], swap: dict[str, Any] | None, releases: Sequence[ReleaseRecord], started: float,
+) -> None:  # fmt: skip
+    [corpus] = [c for c in CatalogStore(engine).corpora() if c.corpus_id == settings.corpus_id]
+    retrieved = statistics.median(milliseconds for _, milliseconds in fast)
+    verified = 1e3 * statistics.median(seconds for _, seconds in slow)
+    answered = len(fast) + 1 + len(slow) + (swap["lookups"] if swap else 0)
+    failed = swap["failed"] if swap else 0
+    latest = releases[-1]
+    figures: dict[str, Any] = {
+        "latency_ms": {"retrieved": retrieved, "verified": verified},
+        "speedup": verified / retrieved,
+        "verify": {
+            "candidates": slow[0][0].withdrawn_influences + len(slow[0][0].influences),
+            "draws": slow[0][0].draws,
+        },
+        "map": dict(latest.metrics["map"]),
+        "releases": [release_row(record) for record in releases],
+        "jobs": {"submitted": answered, "succeeded": answered - failed, "failed": failed},
+        "corpus": {"items": corpus.items, "creators": corpus.creators},
+        "swap": swap or {"lookups": 0, "failed": 0, "mixed": 0, "live_rankings": 0},
+    }
+    folder = repository_root() / "reports" / "demo"
+    seconds = time.monotonic() - started
+    commit = git_commit(repository_root())
+    write_result(folder / "result.json", figures, command="make demo", seconds=seconds, commit=commit, seed=0)
+    shown = []
+    for prompt, (attribution, milliseconds), verification in itertools.zip_longest(prompts, fast, slow):
+        wanted = {one.item_id: one.name for one in attribution.influences[:8]}
+        if verification:
+            wanted |= {one.item_id: one.name for one in verification[0].influences[:8]}
+        shown.append(
+            ShownQuery(
+                prompt=prompt.text, image=prompt.image, latency_ms=milliseconds,
+                retrieved=_short(attribution.answer),
+                verified=verification[0] if verification else None,
+                verified_seconds=verification[1] if verification else None,
+                thumbnails={item_id: client.item_image(name) for item_id, name in wanted.items()},
+            )
+        )  # fmt: skip
+    header = {"command": "make demo", "seconds": seconds, "machine": machine(), "commit": commit[:12] or "none"}
+    (folder / "index.html").write_text(render({**figures, **header}, shown))
+    console.print(f"[bold]{folder / 'index.html'}[/bold]")
+    console.print(
+        f"fast {retrieved:.0f} ms, verified {verified / 1000:.1f} s ({verified / retrieved:,.0f}×); "
+        f"mAP@{figures['map']['L']}: head {figures['map']['head']:.3f}, best raw "
+        f"{max(figures['map']['raw'].values()):.3f}; {seconds:.0f} s in all"
+    )
+    sys.stderr.flush()
+
+
+def _short(answer: Any) -> Any:
+    """The answer with its release's bare id, for people."""
+    return replace(answer, release=answer.release.rpartition("/")[2])
