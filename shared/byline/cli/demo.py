@@ -190,7 +190,8 @@ def ask_verified(client: Client, prompt: Prompt) -> tuple[Any, float]:
     started = time.monotonic()
     job = client.submit(prompt.image, prompt.text, tier="VERIFIED", top_k=40)
     with bar("candidates scored by the teacher") as progress:
-        for job in client.watch(job, timeout=600):
+        for state in client.watch(job, timeout=600):
+            job = state
             if job.stage == "verify" and job.progress_total:
                 progress(job.progress_done, job.progress_total)
     answer = job.answer_of("VERIFIED")

@@ -99,7 +99,9 @@ def fit(
             posterior = model.encode(target).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=draw)
             output = model.decode(posterior.mean + posterior.std * noise).sample.float()
-        loss = reconstruction_loss(output, target) + kl_weight * posterior.kl().float().mean() / posterior.mean[0].numel()
+        loss = (
+            reconstruction_loss(output, target) + kl_weight * posterior.kl().float().mean() / posterior.mean[0].numel()
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -71,7 +71,9 @@ class DiffusionModel:
             raise ModelNotUsable(f"{directory} is not a diffusers pipeline directory: it has no model_index.json")
         for part in ("unet", "vae", "scheduler"):
             if not (directory / part).is_dir():
-                raise ModelNotUsable(f"{directory} has no {part}/ folder; only pipelines with UNet, VAE and scheduler fit")
+                raise ModelNotUsable(
+                    f"{directory} has no {part}/ folder; only pipelines with UNet, VAE and scheduler fit"
+                )
         options = {"use_safetensors": True, "local_files_only": True}
         try:
             unet = UNet2DConditionModel.from_pretrained(directory / "unet", **options)
@@ -219,7 +221,9 @@ def _load_text(directory: Path, device: str) -> TextEncoding:
     if own.exists():
         settings = json.loads(own.read_text())
         if settings.get("text_encoder") != "minilm":
-            raise ModelNotUsable(f"{own}: text_encoder {settings.get('text_encoder')!r} is unknown; 'minilm' is the one")
+            raise ModelNotUsable(
+                f"{own}: text_encoder {settings.get('text_encoder')!r} is unknown; 'minilm' is the one"
+            )
         return load_minilm(int(settings["max_tokens"]), device)
     if not (directory / "text_encoder").is_dir():
         raise ModelNotUsable(f"{directory} has neither byline.json nor a text_encoder/ folder")

@@ -40,7 +40,6 @@ from byline.teachers.ranking import (
     summarise,
 )
 
-
 #: Noise key of the query where it stands among the items; no corpus item has a negative id.
 QUERY_AS_ITEM = -1
 
@@ -159,9 +158,7 @@ class AbuPlus:
         check: Check = never_cancelled,
     ) -> NDArray[np.float64]:
         """Loss after minus loss before of each item and draw, float64 [n, draws]."""
-        edited = {
-            f"{name}.weight": self._layers[name].weight + step * change for name, change in direction.items()
-        }
+        edited = {f"{name}.weight": self._layers[name].weight + step * change for name, change in direction.items()}
         rows = []
         for done, item in enumerate(items):
             check()
@@ -184,9 +181,7 @@ class AbuPlus:
             if lost > 0.05:
                 trials.append(f"step {step:.3g}: {lost:.0%} of the change is lost in rounding")
                 continue
-            up, down, twice = (
-                self.rise(direction, factor * step, probe)[0] for factor in (1.0, -1.0, 2.0)
-            )
+            up, down, twice = (self.rise(direction, factor * step, probe)[0] for factor in (1.0, -1.0, 2.0))
             size = float(np.linalg.norm(up)) or float("inf")
             departure = max(float(np.linalg.norm(up + down)), float(np.linalg.norm(twice - 2 * up)) / 2) / size
             if departure <= self.settings.linearity:

@@ -71,11 +71,18 @@ class Curvature:
         return {n: self.layers[n].precondition(g, damping) for n, g in gradients.items()}
 
     def save(self, directory: Path) -> None:
-        """Write four safetensors in the published layout, and ``manifest.json`` with their digests."""
+        """Write four safetensors in the published layout, and ``manifest.json`` with their digests.
+
+        An activation factor that several layers share is written once, under the first one's name;
+        the manifest's ``activation_of`` says whose a layer uses.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         count = torch.tensor([self.samples], dtype=torch.int64)
+        activation_of = {
+            n: next(m for m, g in self.layers.items() if g.activation is f.activation) for n, f in self.layers.items()
+        }
         tensors = {
-            "activation_eigenvectors": {n: f.activation for n, f in self.layers.items()},
+            "activation_eigenvectors": {n: self.layers[n].activation for n in dict.fromkeys(activation_of.values())},
             "gradient_eigenvectors": {n: f.gradient for n, f in self.layers.items()},
             "lambda_matrix": {n: f.eigenvalues * self.samples for n, f in self.layers.items()},
             "num_lambda_processed": {n: count for n in self.layers},
@@ -87,7 +94,8 @@ class Curvature:
             digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         manifest = {
             "selection": self.selection, "model_revision": self.model_revision,
-            "samples": self.samples, "seed": self.seed, "sha256": digests,
+            "samples": self.samples,
+            "activation_of": activation_of, "seed": self.seed, "sha256": digests,
         }  # fmt: skip
         (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -111,7 +119,7 @@ class Curvature:
             loaded[name] = load_file(file)
         layers = {
             n: LayerFactors(
-                loaded["activation_eigenvectors"][n],
+                loaded["activation_eigenvectors"][manifest.get("activation_of", {}).get(n, n)],
                 loaded["gradient_eigenvectors"][n],
                 loaded["lambda_matrix"][n] / loaded["num_lambda_processed"][n].item(),
             )
@@ -192,7 +200,9 @@ def fit_curvature(
     return Curvature(factors, selection, model.revision, samples, seed)
 
 
-def _draw(scheme: NoiseScheme, index: int, samples: int, model: DiffusionModel) -> tuple[int, torch.Tensor, torch.Tensor]:
+def _draw(
+    scheme: NoiseScheme, index: int, samples: int, model: DiffusionModel
+) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Timestep, noise and output cotangent of one fitting draw.
 
     Draw indices are spread over the timestep strata by a multiplicative step, since consecutive

@@ -139,9 +139,7 @@ class AbuPlusLinear:
             total += (gradient.flatten(2) @ directions[name].flatten(1).T).cpu()
         return (total.double() / self.settings.corpus_size).numpy()
 
-    def token_gradients(
-        self, items: Sequence[TeacherItem]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def token_gradients(self, items: Sequence[TeacherItem]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Per layer the text inputs [n, tokens, in] and mean output gradients [n, r, tokens, out].
 
         Their contraction over tokens is the item's weight gradient, averaged over a replicate.
@@ -152,7 +150,9 @@ class AbuPlusLinear:
         per_replicate = scheme.draws // scheme.replicates
         pairs = [(i, d) for i in range(len(items)) for d in range(scheme.draws)]
         blocks = [
-            scheme.draw(scheme.key(item.item_id, item.caption), range(scheme.draws), model.latent_shape, model.num_timesteps)
+            scheme.draw(
+                scheme.key(item.item_id, item.caption), range(scheme.draws), model.latent_shape, model.num_timesteps
+            )
             for item in (items if scheme.kind == "item" else items[:1])
         ]
         inputs: dict[str, torch.Tensor] = {}
@@ -187,7 +187,9 @@ def _open_store(store: Path | None, shape: tuple[int, ...]) -> tuple[NDArray[np.
         result = np.lib.format.open_memmap(store, mode="r+")
         written = np.lib.format.open_memmap(flags, mode="r+")
         if result.shape != shape:
-            raise TeacherNotUsable(f"{store} holds scores of shape {result.shape}, not {shape}: remove it to start anew")
+            raise TeacherNotUsable(
+                f"{store} holds scores of shape {result.shape}, not {shape}: remove it to start anew"
+            )
         return result, written
     result = np.lib.format.open_memmap(store, mode="w+", dtype=np.float64, shape=shape)
     written = np.lib.format.open_memmap(flags, mode="w+", dtype=bool, shape=shape[:1])

@@ -22,9 +22,7 @@ TEACHERS: dict[str, Callable[[DiffusionModel, Curvature, AbuPlusSettings], AbuPl
 }
 
 
-def load_teacher(
-    name: str, model: DiffusionModel, curvature_directory: Path, settings: AbuPlusSettings
-) -> Teacher:
+def load_teacher(name: str, model: DiffusionModel, curvature_directory: Path, settings: AbuPlusSettings) -> Teacher:
     """A registered teacher on already fitted curvature.
 
     Raises TeacherNotUsable for an unknown name or curvature of another model revision.

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature, LayerFactors, _draw, eigenvectors, fit_curvature
@@ -124,6 +125,8 @@ def test_saved_factors_load_and_refuse_another_model_or_an_altered_file(bench, s
     name = next(iter(small.layers))
     assert torch.allclose(again.layers[name].eigenvalues, small.layers[name].eigenvalues)
     assert again.name == small.name
+    assert len(load_file(tmp_path / "activation_eigenvectors.safetensors")) == 1, "the shared factor is written once"
+    assert again.layers[list(small.layers)[-1]].activation is again.layers[name].activation
     with pytest.raises(TeacherNotUsable, match="fit again"):
         Curvature.load(tmp_path, "0" * 16)
     file = tmp_path / "lambda_matrix.safetensors"
