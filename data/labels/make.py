@@ -23,6 +23,7 @@ import platform
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -59,7 +60,13 @@ def read_corpus(path: Path) -> tuple[list[Item], list[TeacherItem]]:
     return items, [TeacherItem(i.item_id, p, i.caption) for i, p in zip(items, pictures, strict=True)]
 
 
-_worker: dict[str, object] = {}
+_worker: dict[str, Any] = {}
+
+
+def _teacher() -> AbuPlusLinear:
+    """This worker process's teacher."""
+    teacher: AbuPlusLinear = _worker["teacher"]
+    return teacher
 
 
 def _start(model_directory: Path, corpus: Path, settings: AbuPlusSettings) -> None:
@@ -73,9 +80,7 @@ def _start(model_directory: Path, corpus: Path, settings: AbuPlusSettings) -> No
 
 def _directions(query: tuple[bytes, str]) -> dict[str, np.ndarray]:
     """The preconditioned gradient of one query, per layer [out, in]."""
-    teacher = _worker["teacher"]
-    assert isinstance(teacher, AbuPlusLinear)
-    found = teacher.direction(TeacherQuery(Image.open(io.BytesIO(query[0])).convert("RGB"), query[1]))
+    found = _teacher().direction(TeacherQuery(Image.open(io.BytesIO(query[0])).convert("RGB"), query[1]))
     return {name: value.numpy() for name, value in found.items()}
 
 
@@ -85,16 +90,15 @@ def _set_directions(path: Path) -> dict[str, torch.Tensor]:
         _worker["directions"] = {
             f.stem: torch.from_numpy(np.load(f, mmap_mode="r")[:]) for f in sorted(path.glob("*.npy"))
         }
-    return _worker["directions"]  # type: ignore[return-value]
+    directions: dict[str, torch.Tensor] = _worker["directions"]
+    return directions
 
 
 def _score(job: tuple[int, Path]) -> tuple[int, np.ndarray]:
     """tau [items, replicates, queries] of the chunk that begins at job[0]."""
     start, path = job
-    teacher = _worker["teacher"]
-    items = _worker["items"]
-    assert isinstance(teacher, AbuPlusLinear) and isinstance(items, list)
-    return start, teacher.replicates(_set_directions(path), items[start : start + CHUNK], chunk=CHUNK)
+    items: list[TeacherItem] = _worker["items"]
+    return start, _teacher().replicates(_set_directions(path), items[start : start + CHUNK], chunk=CHUNK)
 
 
 def png(image: Image.Image) -> bytes:
@@ -113,7 +117,6 @@ def measure_agreement(
     rows = []
     for number, query in enumerate(queries):
         chosen = [items[i] for i in rng.choice(len(items), candidates, replace=False)]
-        # Half of the candidates from the query's own theme, so that there is something to rank.
         started = time.monotonic()
         exact = AbuPlus(model, curvature, settings).score(query, chosen)
         middle = time.monotonic()
@@ -142,6 +145,7 @@ def measure_agreement(
 
 
 def main() -> None:
+    """Make the snapshot; see the module."""
     root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=root / "data/openclipart/items.parquet")
@@ -218,7 +222,10 @@ def main() -> None:
                 tau_halves=ranking.tau_halves,
             )
         )  # fmt: skip
-    made_by = f"python data/labels/make.py --queries {a.queries} --draws {a.draws} --query-draws {a.query_draws} --seed {a.seed}"
+    made_by = (
+        f"python data/labels/make.py --queries {a.queries} --draws {a.draws} --query-draws {a.query_draws} "
+        f"--seed {a.seed}"
+    )
     header = SnapshotHeader("openclipart", model.revision, "openclipart", teacher.teacher_id, made_by)
     write_snapshot(a.out, header, queries)
     log.info("wrote %d rankings of %d items to %s", len(queries), len(items), a.out)

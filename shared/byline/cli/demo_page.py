@@ -80,7 +80,8 @@ def _move(one: Influence) -> str:
         return ""
     up = one.retrieved_rank > one.rank
     sign = "▲" if up else "▼"
-    return f'<span class="{"up" if up else "down"}" title="fast rank {one.retrieved_rank}">{sign}{one.retrieved_rank}</span>'
+    kind = "up" if up else "down"
+    return f'<span class="{kind}" title="fast rank {one.retrieved_rank}">{sign}{one.retrieved_rank}</span>'
 
 
 def _query(query: ShownQuery, shown: int = 8) -> str:
@@ -151,8 +152,8 @@ def render(result: dict[str, Any], queries: Sequence[ShownQuery]) -> str:
     swap = ""
     if len(releases) > 1:
         swap = (
-            f"<h2>A better release, swapped in while answering</h2><p>Release {escape(releases[0]['name'])} was trained "
-            f"on {releases[0]['labels']} rankings, {escape(releases[-1]['name'])} on {releases[-1]['labels']}. "
+            f"<h2>A better release, swapped in while answering</h2><p>Release {escape(releases[0]['name'])} was "
+            f"trained on {releases[0]['labels']} rankings, {escape(releases[-1]['name'])} on {releases[-1]['labels']}. "
             f"{result['swap']['lookups']} lookups ran meanwhile: {result['swap']['failed']} failed, "
             f"{result['swap']['mixed']} mixed two releases.</p>"
         )

@@ -129,6 +129,7 @@ def fit(
 
 
 def main() -> None:
+    """Train the autoencoder from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

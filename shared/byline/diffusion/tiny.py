@@ -67,13 +67,14 @@ def _write_clip_text(directory: Path, width: int) -> None:
 
     words = ["<pad>", "<start>", "<end>", "<unk>", *"a an the of on in red blue green cat dog flag car fish".split()]
     words += [f"w{i}" for i in range(100)]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
+    special = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>"}
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unk>",
+        tokenizer_object=tokenizer, **special,
         model_max_length=8,
     )  # fmt: skip
     fast.save_pretrained(directory / "tokenizer")

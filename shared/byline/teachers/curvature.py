@@ -108,7 +108,8 @@ class Curvature:
         manifest = json.loads(path.read_text())
         if manifest["model_revision"] != model_revision:
             raise TeacherNotUsable(
-                f"{directory} was fitted on model revision {manifest['model_revision']}, not {model_revision}: fit again"
+                f"{directory} was fitted on model revision {manifest['model_revision']}, not {model_revision}: "
+                "fit again"
             )
         loaded = {}
         for name in FILES:
