@@ -12,6 +12,7 @@ Where the servers are is answered lazily: ``BYLINE_DATABASE_URL``, ``BYLINE_REDI
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,11 +155,8 @@ class Settings(BaseSettings):
         state = data["state_dir"] = Path(data.get("state_dir", ".byline")).expanduser().absolute()
         for name, folder in (("blob_dir", "blobs"), ("release_dir", "releases"), ("cache_dir", "cache")):
             data.setdefault(name, state / folder)
-        if "heartbeat_seconds" not in data:
-            try:
-                data["heartbeat_seconds"] = float(data.get("lease_seconds", 30.0)) / 3
-            except ValueError:
-                pass  # lease_seconds is not a number: its own field reports that.
+        with suppress(ValueError):  # lease_seconds is not a number: its own field reports that.
+            data.setdefault("heartbeat_seconds", float(data.get("lease_seconds", 30.0)) / 3)
         return data
 
     @model_validator(mode="after")
@@ -188,10 +186,11 @@ class Settings(BaseSettings):
     @property
     def grpc_address(self) -> str:
         """Where the gateway listens and clients call: configured, else announced by ``byline up``, else the default."""
-        if self.configured_grpc_address:
-            return self.configured_grpc_address
+        configured = self.configured_grpc_address
+        if configured and not configured.endswith(":0"):
+            return configured
         servers = discover(self.state_dir)
-        return (servers.grpc_address if servers else "") or DEFAULT_GRPC_ADDRESS
+        return (servers.grpc_address if servers else configured) or DEFAULT_GRPC_ADDRESS
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

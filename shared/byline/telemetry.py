@@ -97,8 +97,8 @@ def bind(**facts: object) -> AbstractContextManager[None]:
     return block
 
 
-def start_metrics(port: int, host: str = "127.0.0.1") -> None:
-    """Serve /metrics on ``host:port``; port 0 means no metrics server."""
+def start_metrics(port: int, host: str = "0.0.0.0") -> None:  # noqa: S104 - scraped from other machines
+    """Serve /metrics on ``host:port``; port 0 means no metrics server. No line of it names a job or a person."""
     if port:
         start_http_server(port, addr=host)
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class ServerProcess:
             kill_tree(self.identity)
             self.popen.wait()
 
+    def kill_orphans(self) -> None:
+        """SIGKILL to what it left behind in its process group: the forked child of a worker that was killed would
+        otherwise stay, hold memory and be taken for a second worker. Call it only after the process ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.identity.pid, signal.SIGKILL)
+
     def log_tail(self, lines: int = 20) -> str:
         """The end of its log, for an error message."""
         if not self.log.is_file():
@@ -109,6 +116,7 @@ class ServerProcess:
 def wait_until(ready: Callable[[], bool], timeout_s: float, process: ServerProcess) -> None:
     """Poll ``ready`` until it is true. Raises ServerNotStarted if the process ends first or time runs out."""
     deadline = time.monotonic() + timeout_s
+    pause = 0.02
     while not ready():
         if not process.running():
             raise ServerNotStarted(
@@ -118,7 +126,8 @@ def wait_until(ready: Callable[[], bool], timeout_s: float, process: ServerProce
             raise ServerNotStarted(
                 f"{process.name} did not answer within {timeout_s:.0f} s:\n{process.log_tail()}", log=process.log
             )
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.25, pause * 1.5)  # A server in recovery logs every attempt.
 
 
 def kill_tree(identity: ProcessIdentity) -> None:

@@ -65,6 +65,7 @@ class _Child:
             return True
         if self.process is None or self.process.running():
             return False
+        self.process.kill_orphans()
         self.last_exit = self.process.popen.returncode
         delay = self.crashes.ended(now - self.started_at)
         self.start_again_at = now + delay
