@@ -20,9 +20,7 @@ Influence = dict[str, Any]
 Answer = dict[str, Any]
 
 
-def retrieved_influence(
-    item: Item, *, rank: int, cosine: float, probability: Probability | None
-) -> Influence:
+def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Probability | None) -> Influence:
     """One line of a RETRIEVED answer. ``rank`` counts from 1; ``probability`` is None without calibration."""
     return {
         "item_id": str(item.item_id),

@@ -23,7 +23,7 @@ from services.workers.withdrawal import refuse_withdrawn
 
 if TYPE_CHECKING:
     from byline.releases.loader import Hit, Release
-    from services.workers.serving import Serving
+    from services.workers.serving import Served, Serving
 
 
 class LookupStage:
@@ -49,13 +49,14 @@ class LookupStage:
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
         """Answer from the release the claim pinned. Raises typed errors; see each step."""
         job = claim.job
-        with self._serving.release(job.release_id) as release:
-            return self._answer(job, release, beat)
+        with self._serving.pinned(job.release_id) as served:
+            return self._answer(job, served, beat)
 
-    def _answer(self, job: Job, release: Release, beat: Beat) -> Outcome:
+    def _answer(self, job: Job, served: Served, beat: Beat) -> Outcome:
+        release = served.release
         timings: dict[str, float] = {}
         begun = self._clock()
-        embedding = self._embedding(job, release, timings)
+        embedding = self._embedding(job, served, timings)
         beat.check()
         wanted = job.top_k if job.tier is Tier.RETRIEVED else max(job.top_k, job.candidates)
         searching = self._clock()
@@ -66,7 +67,7 @@ class LookupStage:
         answer = retrieved_answer(
             [self._influence(hit, release) for hit in hits],
             top_k=job.top_k,
-            release_id=release.manifest.release_id,
+            release_id=release.release_id,
             model_revision=release.manifest.model_revision,
             not_attributable=not is_attributable(release.calibrator, [hit.score for hit in hits]),
             noise_floor=noise_floor_of(release.calibrator),
@@ -75,22 +76,18 @@ class LookupStage:
         named = item_ids_of(answer)
         return Outcome(answer, also=lambda connection: refuse_withdrawn(connection, named))
 
-    def _embedding(self, job: Job, release: Release, timings: dict[str, float]) -> NDArray[np.float32]:
+    def _embedding(self, job: Job, served: Served, timings: dict[str, float]) -> NDArray[np.float32]:
         """The query's embedding [embedding_dim]: the client's own, or made from its image and prompt."""
-        manifest = release.manifest
-        begun = self._clock()
         if job.embedding is not None:
-            return _ready_embedding(job, release)
+            return _ready_embedding(job, served.release)
         if job.image_sha256 is None:
             raise InvalidRequest("query", "has neither an image nor an embedding")
+        begun = self._clock()
         image = decode_image(self._blobs.get(job.image_sha256), self._max_image_bytes, self._max_image_pixels)
-        timings["decode"] = 1e3 * (self._clock() - begun)
-        encoding = self._clock()
-        features = self._serving.extractor(manifest.feature_spec).extract([image], [job.prompt])[0]
-        timings["encode"] = 1e3 * (self._clock() - encoding)
-        projecting = self._clock()
-        embedding: NDArray[np.float32] = release.head.embed_queries(features[None, :])[0]
-        timings["head"] = 1e3 * (self._clock() - projecting)
+        decoded = self._clock()
+        embedding = served.embed(image, job.prompt)
+        timings["decode"] = 1e3 * (decoded - begun)
+        timings["encode"] = 1e3 * (self._clock() - decoded)
         return embedding
 
     @staticmethod

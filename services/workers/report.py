@@ -21,8 +21,8 @@ log = get_logger(__name__)
 _UPSERT = text(
     """
     INSERT INTO worker_reports (worker_id, service, queue, release_id, loaded_at, error, pid, started_at, last_seen)
-    VALUES (:worker_id, :service, :queue, :release_id, CASE WHEN :release_id IS NULL THEN NULL ELSE now() END,
-            :error, :pid, now(), now())
+    VALUES (:worker_id, :service, :queue, :release_id,
+            CASE WHEN CAST(:release_id AS text) IS NULL THEN NULL ELSE now() END, :error, :pid, now(), now())
     ON CONFLICT (worker_id) DO UPDATE SET
         loaded_at = CASE WHEN worker_reports.release_id IS DISTINCT FROM excluded.release_id
                          THEN excluded.loaded_at ELSE worker_reports.loaded_at END,

@@ -42,6 +42,7 @@ class TeacherBench:
         blobs: BlobStore,
         device: str,
         seed: int,
+        curvature_samples: int = 4096,
     ) -> None:
         self._model_directory = model_directory
         self._cache_dir = cache_dir
@@ -50,6 +51,7 @@ class TeacherBench:
         self._blobs = blobs
         self._device = device
         self._seed = seed
+        self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
         self._teachers: dict[tuple[str, AbuPlusSettings], Teacher] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
@@ -135,7 +137,12 @@ class TeacherBench:
         shutil.rmtree(building, ignore_errors=True)
         try:
             curvature = ensure_curvature(
-                self.model, items, building, seed=self._seed, progress=lambda _done, _total: check()
+                self.model,
+                items,
+                building,
+                samples=self._curvature_samples,
+                seed=self._seed,
+                progress=lambda _done, _total: check(),
             )
             with suppress(OSError):  # a sibling published the same curvature first: its directory is not empty
                 os.replace(building, target)

@@ -1,0 +1,150 @@
+"""What the lookup worker answers from: the active release and the encoders its head was trained on.
+
+Why it exists: a head fed by other encoders than its own gives plausible nonsense. So release and encoders are
+loaded, checked against each other and swapped as one; a pair that does not fit is never served, the old one stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from byline.config import Settings
+from byline.diffusion.model import DiffusionModel
+from byline.errors import FeatureMismatch, ModelNotUsable, NoActiveRelease
+from byline.features import FeatureExtractor, FeatureSpec, load_extractor
+from byline.releases.holder import ReleaseHolder, Swap
+from byline.releases.loader import Release, load_release
+from byline.releases.manifest import ReleaseManifest
+from byline.releases.registry import ReleaseRegistry
+from byline.telemetry import RELEASE_INFO, SWAP_SECONDS, get_logger
+from services.workers.report import WorkerState
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A release with the encoders that make its query features."""
+
+    release: Release
+    extractor: FeatureExtractor
+
+    @property
+    def release_id(self) -> str:
+        """The release's name."""
+        return self.release.release_id
+
+    def embed(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
+        """The head's embedding [embedding_dim] of one query."""
+        return self.release.embed(self.extractor.extract([image], [prompt]))[0]
+
+
+class Serving:
+    """Holds what is served. ``current_id`` and ``pinned`` are for the child's main thread, the watch has its own."""
+
+    def __init__(
+        self,
+        *,
+        registry: ReleaseRegistry,
+        settings: Settings,
+        stop: threading.Event,
+        changed: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._stop = stop
+        self._changed = changed
+        self._extractors: dict[str, FeatureExtractor] = {}
+        self._extracting = threading.Lock()
+        self._watch: threading.Thread | None = None
+        self._holder: ReleaseHolder[Served] = ReleaseHolder(
+            self._load, lambda: registry.active(settings.model_id), on_swap=self._swapped
+        )
+
+    def start(self) -> None:
+        """Load the active release, if there is one, and follow every change from now on."""
+        self._holder.refresh()
+        self._watch = self._holder.watch(self._stop, self._settings.database_url)
+
+    def close(self) -> None:
+        """Wait for the watch to end; ``stop`` must be set."""
+        if self._watch is not None:
+            self._watch.join(timeout=5.0)
+
+    def current_id(self) -> str | None:
+        """The release to pin to the next claim; None while no release can be served."""
+        if self._holder.status.release_id is None:
+            self._holder.refresh()
+        return self._holder.status.release_id
+
+    @contextmanager
+    def pinned(self, release_id: str | None) -> Iterator[Served]:
+        """The release a job is pinned to, unchanged until the block ends.
+
+        Raises NoActiveRelease for a job that could not be pinned, and what loading an old release raises.
+        """
+        if release_id is None:
+            raise NoActiveRelease("this worker serves no release yet", model_id=self._settings.model_id)
+        with self._holder.pinned(release_id) as served:
+            yield served
+
+    def state(self) -> WorkerState:
+        """For the fleet view: what is served, and why the last load failed if it did."""
+        status = self._holder.status
+        return WorkerState(status.release_id, status.error)
+
+    # -- loading ----------------------------------------------------------------------------------
+
+    def _load(self, release_id: str) -> Served:
+        record = self._registry.get(release_id)
+        release = load_release(record.directory, expected=record.manifest)
+        return Served(release, self._extractor(release.manifest))
+
+    def _extractor(self, manifest: ReleaseManifest) -> FeatureExtractor:
+        """The encoders of the manifest's spec, loaded once. FeatureMismatch unless they preprocess as recorded."""
+        with self._extracting:
+            extractor = self._extractors.get(manifest.feature_spec)
+            if extractor is None:
+                extractor = self._load_extractor(manifest)
+            if extractor.preprocessing_hash != manifest.preprocessing_hash:
+                raise FeatureMismatch(
+                    f"release {manifest.release_id} was made with {manifest.feature_spec} of preprocessing "
+                    f"{manifest.preprocessing_hash}; this worker's is {extractor.preprocessing_hash}",
+                    release_id=manifest.release_id,
+                )
+            self._extractors[manifest.feature_spec] = extractor
+            return extractor
+
+    def _load_extractor(self, manifest: ReleaseManifest) -> FeatureExtractor:
+        settings = self._settings
+        model: DiffusionModel | None = None
+        if "denoiser" in FeatureSpec.parse(manifest.feature_spec).encoders:
+            model = DiffusionModel.load(settings.model_directory, settings.device)
+            if model.revision != manifest.model_revision:
+                raise ModelNotUsable(
+                    f"release {manifest.release_id} is of model revision {manifest.model_revision}, "
+                    f"{settings.model_directory.name} is {model.revision}",
+                    release_id=manifest.release_id,
+                )
+        try:
+            extractor = load_extractor(manifest.feature_spec, device=settings.device, model=model)
+            extractor.extract([Image.new("RGB", (64, 64))], ["warm up"])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelNotUsable(
+                f"the encoders {manifest.feature_spec} cannot be used: {type(error).__name__}", cause=str(error)[:200]
+            ) from error
+        log.info("encoders_ready", feature_spec=manifest.feature_spec)
+        return extractor
+
+    def _swapped(self, swap: Swap) -> None:
+        SWAP_SECONDS.observe(swap.seconds)
+        RELEASE_INFO.clear()
+        RELEASE_INFO.labels(swap.release_id).set(1)
+        self._changed()

@@ -1,0 +1,63 @@
+"""The path of a job through every process: submit, watch, RETRIEVED, VERIFIED, swap."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from byline.catalog.items import Item
+
+from .conftest import PATIENCE_S, Cluster
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+Picture = Callable[[int], tuple[bytes, Item]]
+
+
+def test_a_corpus_image_finds_itself_first(cluster: Cluster, picture: Picture, project: str) -> None:
+    data, item = picture(3)
+    with cluster.client(project) as client:
+        answer = client.attribute(data, prompt=item.caption, top_k=5, timeout=PATIENCE_S)
+    assert answer.tier == "RETRIEVED"
+    assert [one.rank for one in answer.influences] == [1, 2, 3, 4, 5]
+    assert answer.influences[0].item_id == item.item_id
+    assert answer.influences[0].creator == item.creator
+    assert cluster.releases[0] in answer.release
+
+
+def test_a_verified_job_streams_both_tiers_and_ends_once(cluster: Cluster, picture: Picture, project: str) -> None:
+    data, item = picture(7)
+    with cluster.client(project) as client:
+        job = client.submit(data, prompt=item.caption, tier="VERIFIED", top_k=5)
+        tiers: list[str] = []
+        for seen in client.watch(job.id):
+            tiers += [answer.tier for answer in seen.answers if answer.tier not in tiers]
+            last = seen
+    assert tiers == ["RETRIEVED", "VERIFIED"]
+    assert last.state == "SUCCEEDED"
+    retrieved, verified = last.answers
+    assert verified.release == retrieved.release
+    assert verified.teacher_id.startswith("abu_plus/")
+    taus = [one.tau for one in verified.influences]
+    assert len(taus) == 5 and taus == sorted(taus, reverse=True)
+    assert all(one.standard_error >= 0 for one in verified.influences)
+    states = [event.to_state for event in cluster.jobs.events(uuid.UUID(job.id))]
+    assert states.count("SUCCEEDED") == 1
+
+
+def test_after_a_swap_the_next_job_names_the_new_release(cluster: Cluster, picture: Picture, project: str) -> None:
+    first, second = cluster.releases
+    data, item = picture(11)
+    with cluster.client(project) as client:
+        before = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
+        cluster.registry.activate("tiny", second)
+        try:
+            cluster.serves(second)
+            after = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
+        finally:
+            cluster.registry.activate("tiny", first)
+        cluster.serves(first)
+        back = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
+    assert [answer.release.rpartition("/")[2] for answer in (before, after, back)] == [first, second, first]
