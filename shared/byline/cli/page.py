@@ -17,7 +17,8 @@ _MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "ima
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#666;--line:#ddd;--card:#fff;--page:#f6f5f2}
 @media(prefers-color-scheme:dark){:root{--ink:#eee;--soft:#aaa;--line:#444;--card:#222;--page:#161616}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;padding:2rem;max-width:72rem}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;padding:2rem;
+max-width:72rem}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .25rem}
 .soft{color:var(--soft);font-size:.875rem;margin:0}.query{display:flex;gap:1.5rem;align-items:center}
 .query img{width:160px;height:160px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:8px}
@@ -26,7 +27,8 @@ figure{margin:0;background:var(--card);border:1px solid var(--line);border-radiu
 figure img,.none{width:100%;aspect-ratio:1;object-fit:contain;background:#fff;display:block}
 .none{display:grid;place-items:center;color:#888}figcaption{padding:.6rem .75rem;font-size:.875rem}
 .rank{font-weight:600}.up{color:#18794e}.down{color:#b54708}.warn{padding:.75rem 1rem;border-left:4px solid #b54708}
-dl{display:grid;grid-template-columns:auto 1fr;gap:0 .75rem;margin:.4rem 0 0}dt{color:var(--soft)}dd{margin:0;text-align:right}
+dl{display:grid;grid-template-columns:auto 1fr;gap:0 .75rem;margin:.4rem 0 0}
+dt{color:var(--soft)}dd{margin:0;text-align:right}
 """
 
 
@@ -76,7 +78,8 @@ def _figure(influence: Influence, image: bytes | None) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text)
     return (
         f'<figure>{picture}<figcaption><span class="rank">{influence.rank}</span> {_move(influence)} {caption}'
-        f'<br><span class="soft">by {escape(influence.creator or "unknown")}</span><dl>{facts}</dl></figcaption></figure>'
+        f'<br><span class="soft">by {escape(influence.creator or "unknown")}</span><dl>{facts}</dl>'
+        "</figcaption></figure>"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from byline.client import Answer, Client, Job
@@ -49,19 +50,22 @@ def print_job(job: Job, *, as_json: bool) -> None:
         return
     console = Console()
     if job.error is not None:
-        console.print(f"[red]{job.state}[/red] {job.error.reason}: {job.error.message}", highlight=False)
+        problem = escape(f"{job.error.reason}: {job.error.message}")
+        console.print(f"[red]{job.state}[/red] {problem}", highlight=False)
     elif job.answer is None:
         console.print(f"{job.state}: no answer yet", highlight=False)
     if job.verification_error is not None:
         problem = job.verification_error
-        console.print(f"[yellow]not verified[/yellow] {problem.reason}: {problem.message}", highlight=False)
+        console.print(
+            f"[yellow]not verified[/yellow] {escape(f'{problem.reason}: {problem.message}')}", highlight=False
+        )
     if job.answer is not None:
         console.print(table(job, job.answer))
 
 
 def table(job: Job, answer: Answer) -> Table:
     """The answer as a table for the terminal."""
-    title = f"{answer.tier} · {job.prompt or 'no prompt'} · release {answer.release.rpartition('/')[2]}"
+    title = f"{answer.tier} · {escape(job.prompt or 'no prompt')} · release {answer.release.rpartition('/')[2]}"
     caption = verdict_line(answer)
     found = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     verified = any(influence.tau is not None for influence in answer.influences)
@@ -82,12 +86,17 @@ def table(job: Job, answer: Answer) -> Table:
         cells = [str(one.rank)]
         if verified:
             cells.append("–" if one.retrieved_rank is None else str(one.retrieved_rank))
-        cells += [one.caption, one.creator or "unknown", one.licence, _number(one.cosine, ".3f")]
+        cells += [
+            escape(one.caption),
+            escape(one.creator or "unknown"),
+            escape(one.licence),
+            _number(one.cosine, ".3f"),
+        ]
         if verified:
             cells.append(with_error(one.tau, one.standard_error))
         if calibrated:
             p = one.probability
-            cells.append("" if p is None else f"{p.value:.2f} [{p.low:.2f}, {p.high:.2f}]")
+            cells.append("" if p is None else f"{p.value:.2f} ({p.low:.2f}–{p.high:.2f})")
         found.add_row(*cells, str(one.item_id))
     return found
 
