@@ -122,7 +122,7 @@ class StageRunner:
         Does not raise for anything that happens to the job. Raises ``DatabaseUnavailable`` if the claim or,
         for ``give_up_s`` seconds, the end cannot be written: the lease then runs out and the job is tried again.
         """
-        job_id = uuid.UUID(str(job_id))
+        job_id, stage = uuid.UUID(str(job_id)), Stage(stage)
         claim = self._store.claim(job_id, stage, self._worker_id, self._lease_s, release_id)
         if claim is None:
             telemetry.DUPLICATE_DELIVERIES.inc()

@@ -91,17 +91,17 @@ def check_transition(before: State, after: State) -> None:
 
 def first_stage(kind: Kind) -> Stage:
     """The stage a new job of this kind starts in."""
-    return Stage.RANK if kind is Kind.RANKING else Stage.LOOKUP
+    return Stage.RANK if kind == Kind.RANKING else Stage.LOOKUP
 
 
 def next_stage(stage: Stage, tier: Tier) -> Stage | None:
     """The stage after ``stage`` of a job that asked for ``tier``; None when the job is done."""
     path = _PATHS[tier]
-    if stage not in path or stage is path[-1]:
+    if stage not in path or stage == path[-1]:
         return None
     return path[path.index(stage) + 1]
 
 
 def stages(kind: Kind, tier: Tier) -> tuple[Stage, ...]:
     """Every stage a job of this kind and tier goes through, in order."""
-    return (Stage.RANK,) if kind is Kind.RANKING else _PATHS[tier]
+    return (Stage.RANK,) if kind == Kind.RANKING else _PATHS[tier]

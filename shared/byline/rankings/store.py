@@ -170,8 +170,9 @@ class RankingStore:
             insert(RANKINGS)
             .values(values)
             .on_conflict_do_nothing(index_elements=["query_id", "teacher_id", "candidate_set"])
+            .returning(RANKINGS.c.id)
         )
-        return connection.execute(statement).rowcount == 1
+        return connection.execute(statement).scalar() is not None
 
     def query(self, query_id: uuid.UUID) -> Query | None:
         """The query with this id."""

@@ -6,19 +6,39 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from byline.db import make_engine
 from byline.jobs import NewJob
 from byline.jobs.store import JobStore
 
+_TABLES = "jobs, stage_controls, corpora"
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
+
+@pytest.fixture(scope="session")
+def jobs_database_url(postgres_url: str, migrated_template: str) -> str:
+    """One database for all tests of this folder: emptying tables is much faster than copying a database."""
+    name = f"jobs_{uuid.uuid4().hex[:8]}"
+    url = make_url(postgres_url)
+    with psycopg.connect(url.set(drivername="postgresql").render_as_string(False), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def shared_engine(jobs_database_url: str) -> Iterator[Engine]:
+    engine = make_engine(jobs_database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Engine:
+    with shared_engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {_TABLES} CASCADE"))
+    return shared_engine
 
 
 @pytest.fixture

@@ -33,12 +33,22 @@ def _queries(count: int, n: int, seed: int = 0) -> list[SnapshotQuery]:
     out = []
     for index in range(count):
         halves = (rng.normal(size=(2, n)) * 10.0 ** rng.integers(-9, 0)).astype(np.float32)
-        out.append(SnapshotQuery(
-            prompt=f"a red apple {index}", seed=index * 2**33, split=("train", "validation", "test")[index % 3],
-            near_duplicate_group=2**60 + index, source="corpus", candidate_set="corpus", draws=128,
-            image=rng.bytes(5000), item_ids=ids, tau=halves.mean(0),
-            standard_error=np.abs(halves[0] - halves[1]) / 2, tau_halves=halves if index != 1 else None,
-        ))
+        out.append(
+            SnapshotQuery(
+                prompt=f"a red apple {index}",
+                seed=index * 2**33,
+                split=("train", "validation", "test")[index % 3],
+                near_duplicate_group=2**60 + index,
+                source="corpus",
+                candidate_set="corpus",
+                draws=128,
+                image=rng.bytes(5000),
+                item_ids=ids,
+                tau=halves.mean(0),
+                standard_error=np.abs(halves[0] - halves[1]) / 2,
+                tau_halves=halves if index != 1 else None,
+            )
+        )
     return out
 
 
@@ -72,11 +82,16 @@ def test_values_survive_to_three_digits_and_images_ids_and_splits_exactly(tmp_pa
     for before, after in zip(queries, again, strict=True):
         np.testing.assert_array_equal(after.item_ids, before.item_ids)
         np.testing.assert_allclose(after.tau, before.tau, rtol=1e-3, atol=1e-8 * np.abs(before.tau).max())
-        np.testing.assert_allclose(after.standard_error, before.standard_error, rtol=1e-3,
-                                   atol=1e-8 * before.standard_error.max())
+        np.testing.assert_allclose(
+            after.standard_error, before.standard_error, rtol=1e-3, atol=1e-8 * before.standard_error.max()
+        )
         assert (after.tau_halves is None) == (before.tau_halves is None)
         assert (after.image, after.prompt, after.seed, after.split) == (
-            before.image, before.prompt, before.seed, before.split)
+            before.image,
+            before.prompt,
+            before.seed,
+            before.split,
+        )
         assert after.near_duplicate_group == before.near_duplicate_group
 
 
