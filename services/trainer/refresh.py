@@ -228,8 +228,10 @@ class Refresher:
 
 def _metrics(report: HeadReport, decision: GateDecision, fitted: FitReport, labels: _Labels, warm: bool
              ) -> dict[str, Any]:
+    # JSON knows no NaN, and Postgres refuses it: what could not be measured is null.
+    measured = {name: value if np.isfinite(value) else None for name, value in decision.metrics.items()}
     return {
-        **report.to_json(), "gate": {**decision.metrics, "passed": decision.passed, "reasons": list(decision.reasons)},
+        **report.to_json(), "gate": {**measured, "passed": decision.passed, "reasons": list(decision.reasons)},
         "fit": {"best_step": fitted.best_step, "validation_map": fitted.best_map, "start_map": fitted.start_map,
                 "slope": fitted.slope, "warm_start": warm,
                 "history": [[point.step, point.validation_map] for point in fitted.history]},

@@ -1,0 +1,201 @@
+"""A refresh end to end on a small corpus: real Postgres, real releases, features made by arithmetic."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from byline.catalog.items import Item
+from byline.catalog.store import CatalogStore, ModelRecord
+from byline.db.session import make_engine, transaction
+from byline.errors import LabelsNotUsable
+from byline.ranker.head import load_head
+from byline.rankings.labelled import count_rankings
+from byline.rankings.store import LabelledQuery, RankingStore
+from byline.releases.loader import load_release
+from byline.releases.manifest import HEAD, ReleaseManifest
+from byline.releases.registry import ReleaseRegistry, ReleaseState
+from services.trainer.gate import GateLimits
+from services.trainer.refresh import Refresher, RefreshSettings
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ITEMS, LATENT = 160, 8
+LIMITS = GateLimits(map_floor=0.05, tolerance=0.02, confidence=0.95)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A Ranking as a teacher gives it."""
+
+    item_ids: np.ndarray
+    tau: np.ndarray
+    standard_error: np.ndarray
+    tau_halves: np.ndarray
+    draws: int = 16
+    teacher_id: str = "abu_plus_linear/00aa/kv/item"
+    candidate_set: str = "corpus"
+
+
+@dataclass
+class World:
+    """Latent vectors behind items and queries; features and influence are both made from them."""
+
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    queries: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.items = self.rng.normal(size=(ITEMS, LATENT))
+        self.weight = self.rng.exponential(size=LATENT) ** 2
+        self.mix = self.rng.normal(size=(LATENT, 32))
+
+    def features(self, latent: np.ndarray) -> np.ndarray:
+        return np.tanh(latent @ self.mix / 3).astype(np.float32)
+
+    def labels(self, prompt: str) -> Labels:
+        latent = self.queries.setdefault(prompt, self.rng.normal(size=LATENT))
+        tau = self.items @ (self.weight * latent)
+        halves = (tau + 0.2 * tau.std() * self.rng.normal(size=(2, ITEMS))).astype(np.float32)
+        return Labels(np.arange(ITEMS), halves.mean(0), np.full(ITEMS, 0.1, np.float32), halves)
+
+
+class ArithmeticFeatures:
+    """FeatureRows without an encoder."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.spec = "efficientnet_lite0"
+        self.preprocessing_hash = "0" * 16
+        self.blocks = (("efficientnet_lite0", 32),)
+
+    def of_items(self, items: Sequence[Item], progress) -> np.ndarray:
+        return self.world.features(self.world.items[[item.item_id for item in items]])
+
+    def of_queries(self, rankings: Sequence[LabelledQuery], progress) -> np.ndarray:
+        return self.world.features(np.stack([self.world.queries[ranking.prompt] for ranking in rankings]))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def engine(database_url: str):
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def world(engine, tmp_path: Path) -> World:
+    world = World()
+    catalog = CatalogStore(engine)
+    catalog.add_corpus("toy")
+    catalog.add_items("toy", [Item(i, f"item {i}", image_sha256=f"{i:064x}") for i in range(ITEMS)])
+    catalog.add_model(ModelRecord("toy", "toy", tmp_path / "model", "rev1"))
+    return world
+
+
+def _add(engine, world: World, split: str, numbers: range) -> None:
+    store = RankingStore(engine)
+    with transaction(engine) as connection:
+        for number in numbers:
+            prompt = f"{split} {number}"
+            query = store.add_query(connection, model_id="toy", prompt=prompt, seed=number, split=split,
+                                    near_duplicate_group=number, image_sha256=uuid.UUID(int=number).hex * 2,
+                                    source="corpus")
+            store.add_ranking(connection, query, world.labels(prompt))
+
+
+def _refresher(engine, world: World, tmp_path: Path, **changes) -> Refresher:
+    settings = {"model_id": "toy", "teacher_family": "abu_plus_linear", "cutoff": 15, "limits": LIMITS, "epochs": 60,
+                "hidden": (48,), "out_dim": 32, **changes}
+    return Refresher(engine, tmp_path / "releases", ArithmeticFeatures(world), RefreshSettings(**settings))
+
+
+def test_rankings_become_an_active_release_that_beats_raw_features(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(40))
+    _add(engine, world, "validation", range(12))
+    steps: list[str] = []
+    outcome = _refresher(engine, world, tmp_path).run_once(
+        now=NOW, seed=0, progress=lambda what, done, total: steps.append(what))
+    registry = ReleaseRegistry(engine)
+    active = registry.active("toy")
+    assert outcome.activated and active is not None and active.release_id == outcome.release_id
+    assert outcome.report.best("head").result.mean > outcome.report.best("raw").result.mean
+    record = registry.get(outcome.release_id)
+    assert record.state is ReleaseState.ACTIVE
+    assert record.manifest.labels.queries == 52 == count_rankings(engine, "toy", "abu_plus_linear")
+    assert record.metrics["gate"]["passed"] and record.metrics["labels"]["judged_on_disjoint_noise"]
+    assert record.metrics["map"]["head"] == outcome.report.best("head").result.mean
+    assert load_head(record.directory / HEAD).config.in_dim == 32
+    assert ReleaseManifest.read(record.directory).items == ITEMS
+    assert "fit the head" in steps
+
+
+def test_the_published_release_answers_in_the_order_the_gate_judged(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    outcome = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    release = load_release(ReleaseRegistry(engine).get(outcome.release_id).directory)
+    query = world.features(world.queries["validation 3"])
+    scores = release.head.scores(query[None, :], world.features(world.items))[0]
+    hits = release.search(query, 10)
+    assert [hit.item_id for hit in hits] == np.argsort(-scores, kind="stable")[:10].tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:10], atol=1e-5)
+
+
+def test_more_rankings_lead_to_a_second_release_from_a_warm_start(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(40))
+    _add(engine, world, "validation", range(12))
+    refresher = _refresher(engine, world, tmp_path)
+    first = refresher.run_once(now=NOW, seed=0)
+    _add(engine, world, "train", range(40, 48))
+    second = refresher.run_once(now=NOW + timedelta(minutes=5), seed=0)
+    assert second.warm and not first.warm and second.activated
+    active = ReleaseRegistry(engine).active("toy")
+    assert active is not None
+    assert (active.release_id, active.previous_release_id) == (second.release_id, first.release_id)
+
+
+def test_a_candidate_below_the_floor_is_recorded_as_rejected_and_changes_nothing(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    limits = GateLimits(map_floor=0.999, tolerance=0.02, confidence=0.95)
+    outcome = _refresher(engine, world, tmp_path, limits=limits).run_once(now=NOW, seed=0)
+    registry = ReleaseRegistry(engine)
+    record = registry.get(outcome.release_id)
+    assert not outcome.activated and registry.active("toy") is None
+    assert record.state is ReleaseState.REJECTED and record.reason.startswith("MAP_BELOW_FLOOR")
+
+
+def test_a_withdrawn_item_is_not_in_the_next_release(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    CatalogStore(engine).withdraw([7])
+    outcome = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    assert ReleaseRegistry(engine).get(outcome.release_id).manifest.items == ITEMS - 1
+
+
+def test_enough_test_queries_judge_instead_of_the_validation_ones(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(6))
+    _add(engine, world, "test", range(11))
+    outcome = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    assert outcome.report.queries == 11
+    record = ReleaseRegistry(engine).get(outcome.release_id)
+    assert record.metrics["labels"]["held_out_split"] == "test"
+
+
+def test_without_validation_rankings_a_refresh_says_so(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(5))
+    with pytest.raises(LabelsNotUsable, match="validation"):
+        _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    assert ReleaseRegistry(engine).list("toy") == []
