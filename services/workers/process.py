@@ -8,6 +8,7 @@ minutes; a byte through a pipe lets the child hand its job back at the next chec
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -39,6 +40,7 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Consume until a signal ends it. Returns the exit code."""
+        logging.captureWarnings(True)
         receivers = (
             (signals.setup_logging, self._keep_our_logging),
             (signals.worker_process_init, self._child_started),
@@ -50,7 +52,8 @@ class WorkerProcess:
         worker = self.app.Worker(
             hostname=f"{self._name}@{socket.gethostname()}",
             queues=[self._queue],
-            pool_cls="prefork",
+            pool="prefork",
+            pool_start_method="fork",
             concurrency=1,
             time_limit=TIME_LIMIT_S[self._queue],
             without_gossip=True,

@@ -106,7 +106,7 @@ class RankStage:
         ranking = teacher.score(
             query, items, candidate_set=request.candidate_set, progress=beat.progress, check=beat.check
         )
-        result = {
+        result: dict[str, Any] = {
             "tier": None,
             "release_id": None,
             "model_revision": self._bench.model_revision,

@@ -43,7 +43,8 @@ class Served:
 
     def embed(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
         """The head's embedding [embedding_dim] of one query."""
-        return self.release.embed(self.extractor.extract([image], [prompt]))[0]
+        embedding: NDArray[np.float32] = self.release.embed(self.extractor.extract([image], [prompt]))[0]
+        return embedding
 
 
 class Serving:

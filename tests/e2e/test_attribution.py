@@ -11,7 +11,7 @@ from byline.catalog.items import Item
 
 from .conftest import PATIENCE_S, Cluster
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 Picture = Callable[[int], tuple[bytes, Item]]
 

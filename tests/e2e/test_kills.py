@@ -12,9 +12,9 @@ from byline.catalog.items import Item
 from byline.client import Client, Job
 from byline.jobs import TERMINAL, Stage, State
 
-from .conftest import Cluster, eventually
+from .conftest import PATIENCE_S, Cluster, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 Picture = Callable[[int], tuple[bytes, Item]]
 
@@ -34,7 +34,10 @@ def states(cluster: Cluster, jobs: Sequence[Job]) -> list[State]:
 
 
 def all_ended(cluster: Cluster, jobs: Sequence[Job]) -> None:
-    eventually(lambda: all(state in TERMINAL for state in states(cluster, jobs)), "the end of every job", 300.0)
+    def ended() -> bool:
+        return all(state in TERMINAL for state in states(cluster, jobs))
+
+    eventually(ended, "the end of every job", 3 * PATIENCE_S)
 
 
 def check_promises(cluster: Cluster, jobs: Sequence[Job], stages: Sequence[Stage]) -> None:

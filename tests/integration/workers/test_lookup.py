@@ -1,0 +1,273 @@
+"""Stage ``lookup`` and the release it answers from, on a real registry with a tiny model's own features."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from byline.catalog.decode import decode_image
+from byline.config import load_settings
+from byline.diffusion.model import DiffusionModel
+from byline.features import FeatureExtractor, load_extractor
+from byline.jobs import Claim, Job, NewJob, Stage, State, Tier
+from byline.jobs.runner import Beat, Outcome, RunOutcome
+from byline.ranker.head import Head, HeadConfig, feature_blocks
+from byline.releases.builder import build_release
+from byline.releases.manifest import HEAD, ReleaseManifest
+from byline.releases.registry import ReleaseRegistry
+from services.workers.lookup import LookupStage
+from services.workers.serving import Serving
+
+from .conftest import Bench, png
+
+FEATURES = "denoiser"
+
+
+@pytest.fixture(scope="session")
+def extractor(tiny_model: Path) -> FeatureExtractor:
+    return load_extractor(FEATURES, model=DiffusionModel.load(tiny_model))
+
+
+class World:
+    """A bench with releases to publish and one lookup worker's serving."""
+
+    def __init__(self, bench: Bench, extractor: FeatureExtractor, tiny_model: Path, root: Path, url: str) -> None:
+        self.bench = bench
+        self.registry = ReleaseRegistry(bench.engine)
+        self.root = root
+        self.model_directory = tiny_model
+        self.extractor = extractor
+        self.changed = threading.Event()
+        self.serving = Serving(
+            registry=self.registry,
+            settings=load_settings(
+                database_url=url, state_dir=root, model_id="tiny", corpus_id="tiny", model_directory=tiny_model
+            ),
+            stop=bench.stop,
+            changed=self.changed.set,
+        )
+        self.lookup = LookupStage(
+            serving=self.serving,
+            blobs=bench.blobs,
+            withdrawn=bench.withdrawn,
+            max_image_bytes=1 << 20,
+            max_image_pixels=1 << 20,
+            clock=time.perf_counter,
+        )
+
+    def publish(self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None) -> Path:
+        """Build and register a release of the six items."""
+        items = self.bench.items
+        images = [decode_image(self.bench.blobs.get(item.image_sha256)) for item in items]
+        features = self.extractor.extract(images, [item.caption for item in items])
+        blocks = feature_blocks(self.extractor.spec.encoders, self.extractor.dims)
+        head = Head(HeadConfig(self.extractor.dim, blocks, (8,), 4, 0.0))
+        head.initialise(features, features, torch.Generator().manual_seed(seed))
+        directory = build_release(
+            self.root / "releases",
+            release_id=release_id,
+            model_id="tiny",
+            model_revision=DiffusionModel.load(self.model_directory).revision,
+            corpus_id="tiny",
+            head=head,
+            feature_spec=FEATURES,
+            preprocessing_hash=preprocessing_hash or self.extractor.preprocessing_hash,
+            item_ids=np.array([item.item_id for item in items]),
+            item_features=features,
+            catalogue=items,
+            calibrator={},
+            metrics={},
+            parent=None,
+            labels={"queries": 0, "digest": ""},
+            teacher_id="none",
+            golden_features=features[:1],
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        self.registry.register(ReleaseManifest.read(directory), directory)
+        return directory
+
+    def job(self, **changes: Any) -> Job:
+        """A lookup job for the third item's own picture and caption."""
+        item = self.bench.items[2]
+        new = NewJob(
+            project_id="p",
+            request_id=uuid.uuid4().hex,
+            model_id="tiny",
+            prompt=item.caption,
+            image_sha256=item.image_sha256,
+            top_k=3,
+        )
+        return self.bench.jobs.create(replace(new, **changes))[0]
+
+    def run(self, job: Job) -> RunOutcome:
+        """As the child does it: the current release is pinned by the claim."""
+        return self.bench.runner().run(job.id, Stage.LOOKUP, self.lookup, self.serving.current_id())
+
+    def answer(self, job: Job) -> dict[str, Any]:
+        return dict(self.bench.jobs.results(job.id)[Stage.LOOKUP].result)
+
+    def row(self, job: Job) -> Job:
+        found = self.bench.jobs.find(job.id)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def world(
+    bench: Bench, extractor: FeatureExtractor, tiny_model: Path, tmp_path: Path, database_url: str
+) -> Iterator[World]:
+    made = World(bench, extractor, tiny_model, tmp_path, database_url)
+    made.publish("r1")
+    made.registry.activate("tiny", "r1")
+    made.serving.start()
+    yield made
+    bench.stop.set()
+    made.serving.close()
+
+
+def swapped_to(world: World, release_id: str) -> None:
+    """Wait for the watch: it hears of an activation by itself."""
+    while world.serving.state().release_id != release_id:
+        assert world.changed.wait(20), f"{release_id} was not swapped in: {world.serving.state()}"
+        world.changed.clear()
+
+
+def test_a_corpus_image_is_its_own_first_influence(world: World) -> None:
+    job = world.job()
+    assert world.run(job) is RunOutcome.COMPLETED
+    answer = world.answer(job)
+    first = answer["influences"][0]
+    assert (first["item_id"], first["rank"], first["creator"]) == ("3", 1, "artist 3")
+    assert len(answer["influences"]) == 3
+    assert answer["release_id"] == "r1" == world.row(job).release_id
+    assert set(answer["timings_ms"]) == {"decode", "encode", "search", "total"}
+
+
+def test_a_withdrawn_item_leaves_room_for_the_next(world: World) -> None:
+    world.bench.catalog.withdraw([3])
+    job = world.job()
+    world.run(job)
+    ids = [one["item_id"] for one in world.answer(job)["influences"]]
+    assert "3" not in ids and len(ids) == 3
+
+
+def test_an_item_withdrawn_during_the_search_is_not_in_the_answer(world: World) -> None:
+    job = world.job()
+
+    def withdraw_meanwhile(claim: Claim, beat: Beat) -> Outcome:
+        outcome = world.lookup(claim, beat)
+        world.bench.catalog.withdraw([3])
+        return outcome
+
+    runner = world.bench.runner()
+    assert runner.run(job.id, Stage.LOOKUP, withdraw_meanwhile, "r1") is RunOutcome.RETRIED
+    assert world.bench.jobs.results(job.id) == {}
+
+
+def test_a_verified_job_leaves_its_candidates_for_the_teacher(world: World) -> None:
+    job = world.job(tier=Tier.VERIFIED, candidates=5)
+    world.run(job)
+    answer = world.answer(job)
+    assert len(answer["influences"]) == 3 and len(answer["candidates"]) == 2
+    assert world.row(job).stage is Stage.VERIFY
+
+
+def test_a_ready_embedding_gives_the_same_answer_as_its_image(world: World) -> None:
+    with world.serving.pinned("r1") as served:
+        item = world.bench.items[2]
+        embedding = served.embed(decode_image(world.bench.blobs.get(item.image_sha256)), item.caption)
+    from_image, from_embedding = world.job(), world.job(image_sha256=None, embedding=tuple(map(float, embedding)))
+    for job in (from_image, from_embedding):
+        assert world.run(job) is RunOutcome.COMPLETED
+    ids = [[one["item_id"] for one in world.answer(job)["influences"]] for job in (from_image, from_embedding)]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "made_by"), [((1.0, 2.0), "r1"), ((1.0, 0.0, 0.0, 0.0, 1.0), "an-older-release")]
+)
+def test_an_embedding_that_does_not_belong_to_the_release_is_refused(
+    world: World, embedding: tuple[float, ...], made_by: str
+) -> None:
+    job = world.job(image_sha256=None, embedding=embedding, payload={"embedding_release_id": made_by})
+    assert world.run(job) is RunOutcome.FAILED
+    assert world.row(job).error["reason"] == "INVALID_REQUEST"  # type: ignore[index]
+
+
+def test_a_broken_image_fails_at_once_and_the_worker_goes_on(world: World) -> None:
+    broken = world.job(image_sha256=world.bench.blobs.put(png(1)[:40]))
+    assert world.run(broken) is RunOutcome.FAILED
+    assert world.row(broken).error["reason"] == "IMAGE_UNDECODABLE"  # type: ignore[index]
+    assert world.run(world.job()) is RunOutcome.COMPLETED
+
+
+def test_a_swap_is_heard_and_the_next_claim_is_pinned_to_the_new_release(world: World) -> None:
+    before = world.job()
+    world.run(before)
+    world.publish("r2", seed=2)
+    world.registry.activate("tiny", "r2")
+    swapped_to(world, "r2")
+    after = world.job()
+    world.run(after)
+    assert [world.answer(job)["release_id"] for job in (before, after)] == ["r1", "r2"]
+
+
+def test_a_retried_job_keeps_the_release_of_its_first_claim(world: World) -> None:
+    job = world.job()
+    claim = world.bench.jobs.claim(job.id, Stage.LOOKUP, "w0", 30.0, "r1")
+    assert claim is not None
+    world.bench.jobs.release(claim)
+    world.publish("r2", seed=2)
+    world.registry.activate("tiny", "r2")
+    swapped_to(world, "r2")
+    assert world.run(job) is RunOutcome.COMPLETED
+    assert world.answer(job)["release_id"] == "r1"
+
+
+def test_a_release_that_cannot_be_loaded_leaves_the_old_one_serving_and_is_reported(world: World) -> None:
+    directory = world.publish("r2", seed=2)
+    (directory / HEAD).chmod(0o644)
+    directory.chmod(0o755)
+    (directory / HEAD).write_bytes(b"not a head")
+    world.registry.activate("tiny", "r2")
+    deadline = time.monotonic() + 30
+    pause = threading.Event()
+    while world.serving.state().error is None and time.monotonic() < deadline:
+        pause.wait(0.05)
+    state = world.serving.state()
+    assert state.release_id == "r1"
+    assert state.error is not None and "RELEASE_CORRUPT" in state.error
+    job = world.job()
+    assert world.run(job) is RunOutcome.COMPLETED
+    assert world.answer(job)["release_id"] == "r1"
+
+
+def test_a_release_made_with_other_preprocessing_is_never_served(world: World) -> None:
+    world.publish("r2", seed=2, preprocessing_hash="0123456789abcdef")
+    world.registry.activate("tiny", "r2")
+    deadline = time.monotonic() + 30
+    pause = threading.Event()
+    while world.serving.state().error is None and time.monotonic() < deadline:
+        pause.wait(0.05)
+    assert world.serving.state().release_id == "r1"
+    assert "FEATURE_MISMATCH" in (world.serving.state().error or "")
+
+
+def test_without_a_release_a_lookup_waits_for_another_attempt(
+    bench: Bench, extractor: FeatureExtractor, tiny_model: Path, tmp_path: Path, database_url: str
+) -> None:
+    world = World(bench, extractor, tiny_model, tmp_path, database_url)
+    job = world.job()
+    assert world.run(job) is RunOutcome.RETRIED
+    assert world.row(job).state is State.QUEUED
+    assert world.row(job).error["reason"] == "NO_ACTIVE_RELEASE"  # type: ignore[index]
