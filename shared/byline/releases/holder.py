@@ -32,6 +32,8 @@ class Loaded(Protocol):
         """The release's name."""
 
 
+_LONGEST_PAUSE_S = 60.0
+
 R = TypeVar("R", bound=Loaded)
 
 
@@ -160,21 +162,34 @@ class ReleaseHolder(Generic[R]):
         return True
 
     def watch(self, stop: threading.Event, database_url: str, poll_s: float = 2.0) -> threading.Thread:
-        """Start a daemon thread that refreshes on every notification, after every reconnect, and every ``poll_s``."""
+        """Start a daemon thread that refreshes on every notification, after every reconnect, and every ``poll_s``.
+
+        While a release cannot be loaded the pause grows to a minute: verifying it reads all of its files.
+        """
         wake = threading.Event()
         listener = Listener(database_url, [RELEASES], stop, lambda _channel, _payload: wake.set(), wake.set)
 
         def run() -> None:
+            pause = poll_s
             while not stop.is_set():
                 wake.clear()
                 self.refresh()
-                wake.wait(poll_s)
+                pause = poll_s if self.status.error is None else max(poll_s, min(2 * pause, _LONGEST_PAUSE_S))
+                self._wait(wake, stop, pause)
             listener.join()
 
         listener.start()
         thread = threading.Thread(target=run, name="byline-release-watch", daemon=True)
         thread.start()
         return thread
+
+    @staticmethod
+    def _wait(wake: threading.Event, stop: threading.Event, seconds: float) -> None:
+        """Until woken, stopped, or the time is over; a stop is noticed within half a second."""
+        deadline = time.monotonic() + seconds
+        while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            if wake.wait(min(left, 0.5)):
+                return
 
     # -- slots ----------------------------------------------------------------------------------
 

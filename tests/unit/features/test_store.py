@@ -36,7 +36,7 @@ class CountingEncoder:
 
 
 def features_of(ids: list[int]) -> np.ndarray:
-    return np.array([[float(i)] * 4 for i in ids], dtype=np.float32)
+    return np.repeat(np.array(ids, dtype=np.float32)[:, None], 4, axis=1)
 
 
 def pair_of(item_id: int) -> tuple[Image.Image, str]:
@@ -103,7 +103,7 @@ for start in range(0, 9, 3):
 """
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("limit", [1, 3, 5])
 def test_a_run_killed_in_mid_shard_continues_and_no_row_is_half(tmp_path: Path, limit: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED_IN_MID_SHARD, str(tmp_path), str(limit)], env=dict(os.environ), timeout=120
