@@ -131,6 +131,12 @@ class JobRow(Base):
         one_of("stage", "lookup", "estimate", "verify", "rank"),
         Index("ix_jobs_listing", "project_id", "create_time", "id"),
         Index("ix_jobs_queued", "stage", "project_id", "create_time", postgresql_where=text("state = 'QUEUED'")),
+        Index(
+            "ix_jobs_rung",
+            "stage",
+            "dispatched_at",
+            postgresql_where=text("state = 'QUEUED' AND dispatched_at IS NOT NULL"),
+        ),
         Index("ix_jobs_leased", "lease_until", postgresql_where=text("state IN ('RUNNING', 'CANCELLING')")),
         Index("ix_jobs_expiring", "expire_time", postgresql_where=text(LIVE)),
         Index("ix_jobs_live_verified", "stage", postgresql_where=text(f"tier = 'VERIFIED' AND {LIVE}")),

@@ -57,11 +57,11 @@ WITH limits AS (
     ) AS out
     WHERE out.n * 2 <= l.in_flight
 ), turns AS (
-    SELECT j.id, j.stage, j.create_time, r.room,
-        row_number() OVER (PARTITION BY j.stage, j.project_id ORDER BY j.create_time, j.id) AS turn
-    FROM jobs j JOIN room r USING (stage)
-    WHERE j.state = 'QUEUED' AND (j.next_attempt_at IS NULL OR j.next_attempt_at <= now())
-        AND (j.dispatched_at IS NULL OR j.dispatched_at < now() - make_interval(secs => r.again_s))
+    SELECT j.id, j.stage, j.create_time, r.room, j.turn FROM room r, LATERAL (
+        SELECT id, stage, create_time, row_number() OVER (PARTITION BY project_id ORDER BY create_time, id) AS turn
+        FROM jobs WHERE stage = r.stage AND state = 'QUEUED' AND (next_attempt_at IS NULL OR next_attempt_at <= now())
+            AND (dispatched_at IS NULL OR dispatched_at < now() - make_interval(secs => r.again_s))
+    ) AS j
 ), places AS (
     SELECT id, room, row_number() OVER (PARTITION BY stage ORDER BY turn, create_time, id) AS place FROM turns
 ), picked AS (
