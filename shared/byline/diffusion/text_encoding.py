@@ -57,6 +57,8 @@ class TextEncoding:
         """Width of a token state."""
         return int(self.encoder.config.hidden_size)
 
+    # Not inference mode, even where a caller is in it: a cached state may later meet autograd.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> torch.Tensor:
         """Token states [n, max_tokens, dim] in float32; equal prompts are encoded once."""

@@ -65,3 +65,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({}))
     with pytest.raises(ModelNotUsable, match="unet"):
         DiffusionModel.load(tmp_path)
+
+
+def test_prompts_encoded_in_inference_mode_can_still_meet_autograd(model: DiffusionModel) -> None:
+    with torch.inference_mode():
+        model.encode_prompts(["a green car"])
+    states = model.encode_prompts(["a green car"])
+    weight = torch.ones(states.shape[-1], requires_grad=True)
+    (states * weight).sum().backward()
+    assert torch.allclose(weight.grad, states.sum((0, 1)))
