@@ -88,5 +88,5 @@ def _pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - SIDE) // 2, (height - SIDE) // 2
     array = np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float32) / 255.0
-    normalised = (array - np.float32(_MEAN)) / np.float32(_STD)
+    normalised = (array - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)

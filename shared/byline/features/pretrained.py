@@ -77,7 +77,8 @@ class PretrainedEncoder:
                 where, use_safetensors=True, output_loading_info=True, **options
             )
             if family.modality == "image":
-                processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **options)
+                processors: Any = transformers.AutoImageProcessor  # untyped upstream
+                processor = processors.from_pretrained(where, backend="pil", **options)
             else:
                 processor = transformers.AutoTokenizer.from_pretrained(where, **options)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
