@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 import path from "node:path";
 import grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
+import protobuf from "protobufjs";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const protos = process.env.BYLINE_PROTOS ?? path.join(here, "../../../protos");
@@ -22,28 +23,24 @@ if (!file) {
 
 // longs as strings: item ids are 64 bits wide, a JavaScript number is not.
 const definition = protoLoader.loadSync(
-  ["attribution/v1/attribution_service.proto", "google/rpc/error_details.proto"],
+  "attribution/v1/attribution_service.proto",
   { includeDirs: [protos, path.join(protos, "third_party")], longs: String, enums: String, oneofs: true },
 );
-const { attribution, google } = grpc.loadPackageDefinition(definition);
+const { attribution } = grpc.loadPackageDefinition(definition);
 const client = new attribution.v1.AttributionService(address, grpc.credentials.createInsecure());
 const deadline = (seconds) => ({ deadline: Date.now() + seconds * 1000 });
 
 // Every error carries a google.rpc.Status whose ErrorInfo has a stable reason.
+const details = new protobuf.Root();
+details.resolvePath = (_, target) => path.join(protos, "third_party", target);
+details.loadSync(["google/rpc/status.proto", "google/rpc/error_details.proto"]);
+const Status = details.lookupType("google.rpc.Status");
+const ErrorInfo = details.lookupType("google.rpc.ErrorInfo");
+
 function reasonOf(error) {
   const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
-  if (!bytes) return grpc.status[error.code];
-  const { Status } = protobufTypes();
-  for (const detail of Status(bytes).details) {
-    if (detail.type_url.endsWith("google.rpc.ErrorInfo")) return protobufTypes().ErrorInfo(detail.value).reason;
-  }
-  return grpc.status[error.code];
-}
-
-// proto-loader describes messages; protobufjs, which comes with it, decodes them.
-function protobufTypes() {
-  const decoder = (type) => (bytes) => type.deserialize ? type.deserialize(bytes) : bytes;
-  return { Status: decoder(definition["google.rpc.Status"]), ErrorInfo: decoder(definition["google.rpc.ErrorInfo"]) };
+  const info = bytes && Status.decode(bytes).details.find((one) => one.typeUrl.endsWith("/google.rpc.ErrorInfo"));
+  return info ? ErrorInfo.decode(info.value).reason : grpc.status[error.code];
 }
 
 const request = {
