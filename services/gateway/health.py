@@ -1,7 +1,9 @@
-"""Health for load balancers: serving while the database answers with the schema this code knows.
+"""Health for load balancers: serving while the database answers.
 
 Why it exists: a gateway without its database can commit nothing and must get no traffic; a gateway without
-Redis can, so Redis is not asked. While the server drains it says NOT_SERVING first and closes after.
+Redis can, so Redis is not asked. The schema is brought up to date before the server starts and is not asked
+again: a newer gateway that migrates it must not take the older ones out of service during a rolling update.
+While the server drains it says NOT_SERVING first and closes after.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections.abc import Sequence
 
 import structlog
 from grpc_health.v1 import health, health_pb2
+from sqlalchemy import text
 
-from byline.db.migration import is_current
+from byline.db.session import transaction
 from byline.errors import DatabaseUnavailable
 from services.gateway.context import GatewayContext
 
@@ -52,6 +55,11 @@ class Health:
 
     async def _database_answers(self) -> bool:
         try:
-            return await self._context.offload(is_current, self._context.engine)
+            await self._context.offload(self._ask)
         except DatabaseUnavailable:
             return False
+        return True
+
+    def _ask(self) -> None:
+        with transaction(self._context.engine) as connection:
+            connection.execute(text("SELECT 1"))
