@@ -7,6 +7,7 @@ and cannot be installed without a gigabyte of packages.
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "shared" / "byline"
@@ -26,6 +29,8 @@ INFRASTRUCTURE = (
 )
 HEAVY = ("torch", "faiss", "transformers", "diffusers", "pyarrow", "sklearn")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+#: Imported by packages of the base where they happen to be installed, and not missed where they are not.
+OPTIONAL = {"opentelemetry", "wrapt", "yaml", "_yaml", "_distutils_hack"}
 LIGHT_SERVICES = ("gateway", "dispatcher", "console")
 
 
@@ -141,6 +146,39 @@ def test_a_light_service_loads_no_heavy_package_however_indirectly(service: str)
         assert service == "console", f"services/{service} is gone"
         return
     assert _loaded_by(_modules(folder, ROOT)) == set()
+
+
+def _base_distributions() -> set[str]:
+    """What installing byline without extras brings, transitively, by normalised name."""
+    found: set[str] = set()
+    waiting = [("byline", frozenset[str]())]
+    while waiting:
+        name, extras = waiting.pop()
+        for text in importlib.metadata.distribution(name).requires or []:
+            requirement = Requirement(text)
+            wanted = [{"extra": extra} for extra in (*extras, "")]
+            if requirement.marker and not any(requirement.marker.evaluate(each) for each in wanted):
+                continue
+            if canonicalize_name(requirement.name) not in found:
+                found.add(canonicalize_name(requirement.name))
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+@pytest.mark.parametrize("service", ["gateway", "dispatcher"])
+def test_a_light_service_needs_nothing_but_the_base_installation(service: str) -> None:
+    code = "import sys, importlib\n"
+    code += "".join(f"importlib.import_module({module!r})\n" for module in _modules(SERVICES / service, ROOT))
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    owners = importlib.metadata.packages_distributions()
+    allowed = _base_distributions() | {"byline"}
+    surplus = [
+        f"{name} of {', '.join(sorted(owners[name]))}"
+        for name in sorted(set(done.stdout.split()) - sys.stdlib_module_names - OPTIONAL)
+        if name in owners and not {canonicalize_name(owner) for owner in owners[name]} & allowed
+    ]
+    assert not surplus, "\n".join(surplus)
 
 
 def test_the_parents_of_forked_workers_load_no_heavy_package() -> None:

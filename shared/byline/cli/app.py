@@ -36,7 +36,7 @@ COMMANDS = {
     "corpus": CommandEntry("byline.cli.corpus", "Ingest, list and withdraw corpus items."),
     "labels": CommandEntry("byline.cli.labels", "Import, export and count rankings."),
     "releases": CommandEntry("byline.cli.releases", "List, activate and roll back releases."),
-    "evaluate": CommandEntry("byline.cli.evaluate", "Held-out quality of heads and raw features; agreement of teachers."),
+    "evaluate": CommandEntry("byline.cli.evaluate", "Held-out quality of heads and raw features."),
     "demo": CommandEntry("byline.cli.demo", "The whole path on real images, with a page to look at."),
 }
 

@@ -89,7 +89,8 @@ def _wait(state_dir: Path, services: Sequence[str], supervisor: subprocess.Popen
             if "gateway" not in services or _serving(servers.grpc_address):
                 return servers
         if time.monotonic() > deadline:
-            missing = sorted(set(services) - running) or ["the gateway" if servers and servers.ready else "the database"]
+            last = "the gateway" if servers and servers.ready else "the database"
+            missing = sorted(set(services) - running) or [last]
             raise ServerNotStarted(f"not up in time: {', '.join(missing)}; see {state_dir / 'logs'}")
         time.sleep(0.1)
 
