@@ -71,9 +71,14 @@ def count_rankings(engine: Engine, model_id: str, family: str) -> int:
 
 
 def judging_queries(rankings: Sequence[LabelledQuery], cutoff: int) -> tuple[LabelledQuery, ...]:
-    """Those rankings that score at least ``2 * cutoff`` items; all of them if none does."""
-    wide = tuple(ranking for ranking in rankings if ranking.item_ids.shape[0] >= 2 * cutoff)
-    return wide or tuple(rankings)
+    """The rankings whose mAP(``cutoff``) means the same: of about as many items as the widest of them.
+
+    That is at least ``2 * cutoff`` items and half as many as the widest has; all rankings if none is that wide. A few
+    hundred preselected candidates are easier to order than a corpus, and mixing both would blur the figure.
+    """
+    widest = max((ranking.item_ids.shape[0] for ranking in rankings), default=0)
+    enough = max(2 * cutoff, widest / 2)
+    return tuple(ranking for ranking in rankings if ranking.item_ids.shape[0] >= enough) or tuple(rankings)
 
 
 def half_of(ranking: LabelledQuery, half: int) -> FloatArray:

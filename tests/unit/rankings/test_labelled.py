@@ -15,9 +15,17 @@ from byline.rankings.store import LabelledQuery
 def _ranking(ids, tau, halves=None, number=0) -> LabelledQuery:
     tau = np.asarray(tau, dtype=np.float32)
     return LabelledQuery(
-        query_id=uuid.UUID(int=number), prompt="a cat", split="train", near_duplicate_group=1, image_sha256="0" * 64,
-        item_ids=np.asarray(ids, dtype=np.int64), tau=tau, standard_error=np.zeros_like(tau),
-        tau_halves=None if halves is None else np.asarray(halves, dtype=np.float32), seed=0, candidate_set="corpus",
+        query_id=uuid.UUID(int=number),
+        prompt="a cat",
+        split="train",
+        near_duplicate_group=1,
+        image_sha256="0" * 64,
+        item_ids=np.asarray(ids, dtype=np.int64),
+        tau=tau,
+        standard_error=np.zeros_like(tau),
+        tau_halves=None if halves is None else np.asarray(halves, dtype=np.float32),
+        seed=0,
+        candidate_set="corpus",
         draws=8,
     )
 
@@ -40,6 +48,8 @@ def test_rankings_of_few_items_do_not_judge_when_wide_ones_exist():
     narrow, wide = _ranking(range(10), np.zeros(10)), _ranking(range(40), np.zeros(40))
     assert judging_queries([narrow, wide], 20) == (wide,)
     assert judging_queries([narrow], 20) == (narrow,)
+    corpus = _ranking(range(100), np.zeros(100))
+    assert judging_queries([wide, corpus], 20) == (corpus,)
 
 
 def test_the_digest_changes_with_the_labels_only():
