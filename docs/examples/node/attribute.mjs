@@ -21,10 +21,13 @@ if (!file) {
   process.exit(2);
 }
 
-// longs as strings: item ids are 64 bits wide, a JavaScript number is not.
+// keepCase: names as in the protos. longs as strings: item ids are 64 bits wide, a JavaScript number is not.
 const definition = protoLoader.loadSync(
   "attribution/v1/attribution_service.proto",
-  { includeDirs: [protos, path.join(protos, "third_party")], longs: String, enums: String, oneofs: true },
+  {
+    includeDirs: [protos, path.join(protos, "third_party")],
+    keepCase: true, longs: String, enums: String, defaults: true, oneofs: true,
+  },
 );
 const { attribution } = grpc.loadPackageDefinition(definition);
 const client = new attribution.v1.AttributionService(address, grpc.credentials.createInsecure());
@@ -39,7 +42,7 @@ const ErrorInfo = details.lookupType("google.rpc.ErrorInfo");
 
 function reasonOf(error) {
   const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
-  const info = bytes && Status.decode(bytes).details.find((one) => one.typeUrl.endsWith("/google.rpc.ErrorInfo"));
+  const info = bytes && Status.decode(bytes).details.find((one) => one.type_url.endsWith("/google.rpc.ErrorInfo"));
   return info ? ErrorInfo.decode(info.value).reason : grpc.status[error.code];
 }
 
