@@ -30,7 +30,7 @@ INFRASTRUCTURE = (
 HEAVY = ("torch", "faiss", "transformers", "diffusers", "pyarrow", "sklearn")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 #: Imported by packages of the base where they happen to be installed, and not missed where they are not.
-OPTIONAL = {"opentelemetry", "wrapt", "yaml", "_yaml", "_distutils_hack"}
+OPTIONAL = {"grpc_tools", "opentelemetry", "wrapt", "yaml", "_yaml", "_distutils_hack"}
 LIGHT_SERVICES = ("gateway", "dispatcher", "console")
 
 
