@@ -50,8 +50,8 @@ def print_job(job: Job, *, as_json: bool) -> None:
         return
     console = Console()
     if job.error is not None:
-        problem = escape(f"{job.error.reason}: {job.error.message}")
-        console.print(f"[red]{job.state}[/red] {problem}", highlight=False)
+        failure = escape(f"{job.error.reason}: {job.error.message}")
+        console.print(f"[red]{job.state}[/red] {failure}", highlight=False)
     elif job.answer is None:
         console.print(f"{job.state}: no answer yet", highlight=False)
     if job.verification_error is not None:

@@ -1,0 +1,140 @@
+"""The Python client against a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from byline.client import AsyncClient, Client
+from byline.errors import (
+    CallTimedOut,
+    InvalidRequest,
+    JobNotFound,
+    NoActiveRelease,
+    ReleaseChanged,
+    ServerUnreachable,
+    TierNotAvailable,
+)
+from byline.jobs import Stage
+
+from .conftest import ITEMS, MODEL, AnsweringWorker, Running, answer, png
+
+
+@pytest.fixture
+def client(served: Running) -> Iterator[Client]:
+    with Client(served.address, timeout=10.0) as client:
+        yield client
+
+
+def test_one_line_names_the_sources_whatever_form_the_image_has(
+    client: Client, worker: AnsweringWorker, tmp_path: Path
+) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(png())
+    for image in (path, str(path), png(), Image.new("RGB", (8, 8), "red")):
+        attribution = client.attribute(image, prompt="a cat", top_k=3)
+        assert [influence.item_id for influence in attribution] == list(ITEMS[:3])
+        assert attribution.tier == "RETRIEVED" and attribution.release.endswith("/r1")
+        assert attribution.influences[0].tau is None and attribution.influences[0].creator == "ann"
+
+
+def test_a_verified_answer_is_waited_for_and_the_retrieved_one_kept(client: Client, worker: AnsweringWorker) -> None:
+    attribution = client.attribute(png(), tier="VERIFIED", top_k=4)
+    assert attribution.tier == "VERIFIED" and attribution.influences[0].tau == pytest.approx(0.25)
+    assert [a.tier for a in attribution.job.answers] == ["RETRIEVED", "VERIFIED"]
+    retrieved = attribution.job.answer_of("RETRIEVED")
+    assert retrieved is not None and retrieved.influences[0].tau is None
+
+
+def test_errors_are_the_classes_the_server_raised(client: Client, served: Running) -> None:
+    with pytest.raises(TierNotAvailable, match="not available in this release") as caught:
+        client.submit(png(), tier="ESTIMATED")
+    assert caught.value.field == "options.tier"
+    with pytest.raises(JobNotFound):
+        client.get(str(uuid.uuid4()))
+    with pytest.raises(InvalidRequest, match="tier: guessed is unknown"):
+        client.submit(png(), tier="guessed")
+    with pytest.raises(ReleaseChanged):
+        client.activate(MODEL, "r1", epoch=99)
+
+
+def test_no_release_and_no_server_are_told_apart(running: Running) -> None:
+    with Client(running.address, timeout=10.0) as client, pytest.raises(NoActiveRelease):
+        client.submit(png())
+    with Client("127.0.0.1:1", timeout=5.0) as client, pytest.raises((ServerUnreachable, CallTimedOut)):
+        client.queues()
+
+
+def test_a_timeout_of_attribute_leaves_the_job_running(client: Client) -> None:
+    job = client.submit(png(), request_id=(request_id := str(uuid.uuid4())))
+    with pytest.raises(CallTimedOut):
+        client.attribute(png(), request_id=request_id, timeout=0.8)
+    assert client.get(job).state == "QUEUED"
+
+
+def test_an_image_too_large_for_one_message_is_uploaded_first(client: Client) -> None:
+    big = png() + b"\0" * (4 * 1024 * 1024)
+    job = client.submit(big)
+    assert client.query_image(job) == big
+
+
+def test_listing_follows_pages_and_filters_states(client: Client) -> None:
+    jobs = [client.submit(png(), prompt=f"cat {i}") for i in range(5)]
+    client.cancel(jobs[0])
+    assert {job.id for job in client.list(states=["QUEUED"])} == {job.id for job in jobs[1:]}
+    assert len(client.list(limit=2)) == 2
+
+
+def test_a_watch_survives_the_end_of_its_stream(client: Client, served: Running) -> None:
+    job = client.submit(png())
+    states: list[str] = []
+    started = threading.Event()
+
+    def follow() -> None:
+        for state in client.watch(job, timeout=20.0):
+            states.append(state.state)
+            started.set()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    assert started.wait(10)
+    attribution = served.gateway.attribution
+    served.loop.call_soon_threadsafe(attribution.drain)
+    served.loop.call_soon_threadsafe(setattr, attribution, "_draining", False)
+    claim = served.store.claim(uuid.UUID(job.id), Stage.LOOKUP, "w", 30.0, "r1")
+    assert claim is not None
+    served.store.complete(claim, answer(claim))
+    thread.join(20)
+    assert states[0] == "QUEUED" and states[-1] == "SUCCEEDED" and len(states) == len(set(states))
+
+
+def test_an_item_can_be_shown_and_withdrawn(client: Client, worker: AnsweringWorker) -> None:
+    attribution = client.attribute(png(), top_k=2)
+    assert client.item_image(attribution.influences[0].name) == png("blue")
+    assert client.withdraw(MODEL, [ITEMS[0]], reason="asked by the maker").withdrawn == (ITEMS[0],)
+    answer = client.get(attribution.job).answer
+    assert answer is not None and [i.item_id for i in answer.influences] == [ITEMS[1], ITEMS[2]]
+
+
+def test_releases_and_queues_can_be_read(client: Client) -> None:
+    releases, active = client.releases(MODEL)
+    assert [release.id for release in releases] == ["r1"] and active is not None and active.epoch == 1
+    assert {stage.stage for stage in client.queues().stages} == {"lookup", "estimate", "verify", "rank"}
+
+
+def test_the_asyncio_client_asks_many_at_once(served: Running, worker: AnsweringWorker) -> None:
+    async def ask() -> list[int]:
+        async with AsyncClient(served.address, timeout=10.0) as client:
+            found = await asyncio.gather(*(client.attribute(png(), prompt=f"cat {i}", top_k=1) for i in range(8)))
+            verified = await client.attribute(png(), tier="VERIFIED", top_k=1)
+            assert verified.tier == "VERIFIED"
+            assert len(await client.list()) == 9
+            return [attribution.influences[0].item_id for attribution in found]
+
+    assert asyncio.run(ask()) == [ITEMS[0]] * 8
