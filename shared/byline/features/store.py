@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,18 @@ class FeatureStore:
 
     # -- files ----------------------------------------------------------------------------------
 
+    def _writing(self) -> AbstractContextManager[None]:
+        """Hold the writer's lock while a few rows are written."""
+        return self._locked(".lock")
+
+    def extracting(self) -> AbstractContextManager[None]:
+        """Hold the extractor's lock while a corpus is encoded: a second process waits, then finds the rows."""
+        return self._locked(".extracting")
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the writer's lock; the kernel gives it back when a process is killed."""
-        with (self.directory / ".lock").open("a") as file:
+    def _locked(self, name: str) -> Iterator[None]:
+        """An exclusive lock; the kernel gives it back when a process is killed."""
+        with (self.directory / name).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -220,13 +228,17 @@ def fill_store(
     """
     if extractor.preprocessing_hash != store.spec.preprocessing_hash:
         raise FeatureMismatch("the extractor is not the one the store was opened for", spec=store.spec.name)
-    todo = store.missing(item_ids)
     total = len(item_ids)
     added = 0
-    for start in range(0, len(todo), batch):
-        ids = todo[start : start + batch]
-        pairs = [pair_of(item_id) for item_id in ids]
-        added += store.append(ids, extractor.extract([image for image, _ in pairs], [text for _, text in pairs]))
-        if progress:
-            progress(total - len(todo) + start + len(ids), total)
+    if not store.missing(item_ids):
+        return 0
+    # Trainer and curation want the same corpus at the same moment: one encodes it, the other waits for the rows.
+    with store.extracting():
+        todo = store.missing(item_ids)
+        for start in range(0, len(todo), batch):
+            ids = todo[start : start + batch]
+            pairs = [pair_of(item_id) for item_id in ids]
+            added += store.append(ids, extractor.extract([image for image, _ in pairs], [text for _, text in pairs]))
+            if progress:
+                progress(total - len(todo) + start + len(ids), total)
     return added

@@ -161,3 +161,21 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(FeatureMismatch):
         FeatureStore(tmp_path, SPEC, "c")
+
+
+def test_two_that_want_the_same_corpus_encode_it_once_between_them(tmp_path: Path) -> None:
+    encoders = [CountingEncoder(), CountingEncoder()]
+    start = threading.Barrier(2)
+
+    def fill(encoder: CountingEncoder) -> None:
+        store = FeatureStore(tmp_path, SPEC, "c")
+        start.wait(timeout=10)
+        fill_store(store, FeatureExtractor(SPEC, [encoder]), list(range(40)), pair_of, batch=4)
+
+    threads = [threading.Thread(target=fill, args=(encoder,)) for encoder in encoders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sum(encoder.rows for encoder in encoders) == 40
+    assert sorted(FeatureStore(tmp_path, SPEC, "c").ids.tolist()) == list(range(40))
