@@ -41,6 +41,8 @@ class WorkerProcess:
     def run(self) -> int:
         """Consume until a signal ends it. Returns the exit code."""
         logging.captureWarnings(True)
+        for doubled in ("celery.worker.strategy", "celery.app.trace"):  # the runner says how every stage ended
+            logging.getLogger(doubled).setLevel(logging.WARNING)
         receivers = (
             (signals.setup_logging, self._keep_our_logging),
             (signals.worker_process_init, self._child_started),
