@@ -17,7 +17,7 @@ from PIL import Image
 
 from byline.config import Settings
 from byline.diffusion.model import DiffusionModel
-from byline.errors import FeatureMismatch, ModelNotUsable, NoActiveRelease
+from byline.errors import BylineError, FeatureMismatch, ModelNotUsable, NoActiveRelease
 from byline.features import FeatureExtractor, FeatureSpec, load_extractor
 from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
@@ -70,8 +70,17 @@ class Serving:
         )
 
     def start(self) -> None:
-        """Load the active release, if there is one, and follow every change from now on."""
+        """Load the active release and follow every change from now on.
+
+        Before the first release the encoders that it will probably need are loaded, so that it is served at once.
+        """
         self._holder.refresh()
+        if self._holder.status.release_id is None:
+            try:
+                with self._extracting:
+                    self._loaded(self._settings.feature_spec)
+            except BylineError as error:
+                log.warning("encoders_not_loaded", reason=error.reason, error=error.message)
         self._watch = self._holder.watch(self._stop, self._settings.database_url)
 
     def close(self) -> None:
@@ -111,37 +120,33 @@ class Serving:
     def _extractor(self, manifest: ReleaseManifest) -> FeatureExtractor:
         """The encoders of the manifest's spec, loaded once. FeatureMismatch unless they preprocess as recorded."""
         with self._extracting:
-            extractor = self._extractors.get(manifest.feature_spec)
-            if extractor is None:
-                extractor = self._load_extractor(manifest)
+            extractor = self._loaded(manifest.feature_spec)
             if extractor.preprocessing_hash != manifest.preprocessing_hash:
                 raise FeatureMismatch(
                     f"release {manifest.release_id} was made with {manifest.feature_spec} of preprocessing "
                     f"{manifest.preprocessing_hash}; this worker's is {extractor.preprocessing_hash}",
                     release_id=manifest.release_id,
                 )
-            self._extractors[manifest.feature_spec] = extractor
             return extractor
 
-    def _load_extractor(self, manifest: ReleaseManifest) -> FeatureExtractor:
+    def _loaded(self, feature_spec: str) -> FeatureExtractor:
+        if feature_spec not in self._extractors:
+            self._extractors[feature_spec] = self._load_extractor(feature_spec)
+        return self._extractors[feature_spec]
+
+    def _load_extractor(self, feature_spec: str) -> FeatureExtractor:
         settings = self._settings
         model: DiffusionModel | None = None
-        if "denoiser" in FeatureSpec.parse(manifest.feature_spec).encoders:
+        if "denoiser" in FeatureSpec.parse(feature_spec).encoders:
             model = DiffusionModel.load(settings.model_directory, settings.device)
-            if model.revision != manifest.model_revision:
-                raise ModelNotUsable(
-                    f"release {manifest.release_id} is of model revision {manifest.model_revision}, "
-                    f"{settings.model_directory.name} is {model.revision}",
-                    release_id=manifest.release_id,
-                )
         try:
-            extractor = load_extractor(manifest.feature_spec, device=settings.device, model=model)
+            extractor = load_extractor(feature_spec, device=settings.device, model=model)
             extractor.extract([Image.new("RGB", (64, 64))], ["warm up"])
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(
-                f"the encoders {manifest.feature_spec} cannot be used: {type(error).__name__}", cause=str(error)[:200]
+                f"the encoders {feature_spec} cannot be used: {type(error).__name__}", cause=str(error)[:200]
             ) from error
-        log.info("encoders_ready", feature_spec=manifest.feature_spec)
+        log.info("encoders_ready", feature_spec=feature_spec)
         return extractor
 
     def _swapped(self, swap: Swap) -> None:

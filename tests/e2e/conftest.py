@@ -81,6 +81,8 @@ class Cluster:
     valkey: PrivateValkey
     blobs: BlobStore
     releases: tuple[str, str]
+    #: Where the lookup worker serves /metrics.
+    metrics_port: int
     processes: dict[str, ServerProcess] = field(default_factory=dict)
 
     COMMANDS = {
@@ -106,9 +108,10 @@ class Cluster:
 
     def start(self, name: str) -> ServerProcess:
         """Start a service by its command, or start it again."""
+        options = ["--metrics-port", str(self.metrics_port)] if name == "lookup" else []
         self.processes[name] = ServerProcess.start(
             name,
-            [sys.executable, "-m", *self.COMMANDS[name]],
+            [sys.executable, "-m", *self.COMMANDS[name], *options],
             log=self.root / f"{name}.log",
             cwd=self.root,
             environment=self.environment,
@@ -189,9 +192,8 @@ def cluster(tiny_corpus: Path) -> Iterator[Cluster]:
     ingest(engine, blobs, tiny_corpus, CORPUS_ID)
     first, second = _publish(root, engine, blobs)
     address = f"127.0.0.1:{free_port()}"
-    running = Cluster(
-        root, _environment(root, postgres, valkey, address), address, engine, postgres, valkey, blobs, (first, second)
-    )
+    environment = _environment(root, postgres, valkey, address)
+    running = Cluster(root, environment, address, engine, postgres, valkey, blobs, (first, second), free_port())
     try:
         for name in Cluster.COMMANDS:
             running.start(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 import uuid
 from collections.abc import Callable
 
@@ -61,3 +62,29 @@ def test_after_a_swap_the_next_job_names_the_new_release(cluster: Cluster, pictu
         cluster.serves(first)
         back = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
     assert [answer.release.rpartition("/")[2] for answer in (before, after, back)] == [first, second, first]
+
+
+def test_a_withdrawn_item_is_in_no_answer_given_afterwards(cluster: Cluster, picture: Picture, project: str) -> None:
+    data, item = picture(39)
+    with cluster.client(project) as client:
+        before = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
+        client.withdraw("tiny", [item.item_id])
+        after = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S)
+        read_again = client.get(before.job).answer
+    assert item.item_id in {one.item_id for one in before}
+    assert item.item_id not in {one.item_id for one in after}
+    assert len(after) == len(before)
+    assert read_again is not None and item.item_id not in {one.item_id for one in read_again.influences}
+
+
+def test_the_worker_says_in_its_metrics_which_release_it_serves(
+    cluster: Cluster, picture: Picture, project: str
+) -> None:
+    data, item = picture(2)
+    with cluster.client(project) as client:
+        release = client.attribute(data, prompt=item.caption, timeout=PATIENCE_S).release.rpartition("/")[2]
+    url = f"http://127.0.0.1:{cluster.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        text = reply.read().decode()
+    assert f'byline_release_info{{release_id="{release}"}} 1.0' in text
+    assert 'byline_jobs_completed_total{outcome="succeeded",stage="lookup"}' in text
