@@ -78,7 +78,7 @@ def fit(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     pixels = load_pixels(corpus, 32).contiguous(memory_format=torch.channels_last)
-    model = build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_autoencoder().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     checkpoint = out / ".training" / "autoencoder.safetensors"

@@ -132,7 +132,8 @@ class Curvature:
 def eigenvectors(covariance: torch.Tensor) -> torch.Tensor:
     """Eigenvectors of a symmetric matrix, computed in float64 (as float32 they are not orthogonal enough)."""
     symmetric = (covariance + covariance.T).double() / 2
-    return torch.linalg.eigh(symmetric).eigenvectors.float()
+    vectors: torch.Tensor = torch.linalg.eigh(symmetric).eigenvectors.float()
+    return vectors
 
 
 def fit_curvature(

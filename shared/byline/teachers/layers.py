@@ -9,7 +9,7 @@ made before the caller wants it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from byline.errors import TeacherNotUsable
 
 #: name of a selection -> predicate on a Linear layer's module name. ``attn2`` is cross-attention;
 #: without it a filter on to_k and to_v would catch self-attention as well.
-SELECTIONS = {
+SELECTIONS: dict[str, Callable[[str], bool]] = {
     "cross_attention_kv": lambda name: ".attn2." in name and name.endswith((".to_k", ".to_v")),
     "cross_attention": lambda name: ".attn2." in name,
     "attention": lambda name: ".attn1." in name or ".attn2." in name,
