@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from byline.errors import BlobNotFound, InvalidRequest, NoActiveRelease, ReleaseNotEligible
+from byline.errors import BlobNotFound, BylineError, InvalidRequest, NoActiveRelease, ReleaseNotEligible
 from byline.jobs.model import Job, NewJob
 from services.gateway.context import GatewayContext
 from services.gateway.requests import Asked
@@ -30,7 +30,19 @@ def submit_many(context: GatewayContext, many: Sequence[Asked]) -> list[Job]:
 
 
 def admit(context: GatewayContext, asked: Asked) -> None:
-    """Refuse what no worker could answer: unknown model, no release, unknown image, another head's embedding."""
+    """Refuse what no worker could answer, unless it is a request that was admitted before.
+
+    A client that repeats its request must get its job, also when the release has changed in between.
+    """
+    try:
+        _check(context, asked)
+    except BylineError:
+        if not context.jobs.asked_before(asked.job.project_id, asked.job.request_id):
+            raise
+
+
+def _check(context: GatewayContext, asked: Asked) -> None:
+    """Unknown model, no release, unknown image, another head's embedding."""
     new = asked.job
     context.models.corpus_of(new.model_id)
     active = context.registry.active(new.model_id)

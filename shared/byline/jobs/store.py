@@ -61,6 +61,12 @@ class JobStore:
         """As ``create_many`` inside the caller's transaction, for rows that must appear together."""
         return admission.admit(connection, news, self._bounds, self._new_id)
 
+    def asked_before(self, project_id: str, request_id: str) -> bool:
+        """Whether a job of this request exists, whatever its contents: ``create`` then answers with it."""
+        statement = select(JOBS.c.id).where(JOBS.c.project_id == project_id, JOBS.c.request_id == request_id)
+        with transaction(self._engine) as connection:
+            return connection.execute(statement).first() is not None
+
     def get(self, project_id: str, job_id: uuid.UUID) -> Job:
         """The project's job. Raises ``JobNotFound``, also for another project's job."""
         with transaction(self._engine) as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
 
-from .conftest import ITEMS, AnsweringWorker, Running, png
+from .conftest import ITEMS, MODEL, AnsweringWorker, Running, manifest, png
 
 PARENT = "projects/acme"
 
@@ -184,6 +185,21 @@ def test_a_withdrawn_item_is_in_no_stored_answer(stub: Any, served: Running, wor
     assert answer.withdrawn_influences == 2
     assert [i.item_id for i in answer.influences] == [ITEMS[1], *ITEMS[3:7]]
     assert [i.rank for i in answer.influences] == [2, 4, 5, 6, 7]
+
+
+def test_a_repeated_request_gets_its_job_also_when_the_release_has_changed_since(
+    stub: Any, served: Running, tmp_path: Path
+) -> None:
+    query = job_wire.Query(
+        embedding=job_wire.Embedding(values=[0.5] * 4, release="models/openclipart/releases/r1"), prompt="a cat"
+    )
+    asked = wire.CreateAttributionJobRequest(
+        parent=PARENT, attribution_job=job_wire.AttributionJob(query=query), request_id=str(uuid.uuid4())
+    )
+    first = stub.CreateAttributionJob(asked, timeout=5)
+    served.registry.register(manifest("r2"), tmp_path / "r2")
+    served.registry.activate(MODEL, "r2")
+    assert stub.CreateAttributionJob(asked, timeout=5).name == first.name
 
 
 def test_an_embedding_of_another_release_or_dimension_is_refused(stub: Any) -> None:
