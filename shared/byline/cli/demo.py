@@ -192,7 +192,7 @@ def ask_verified(client: Client, prompt: Prompt) -> tuple[Any, float]:
     with bar("candidates scored by the teacher") as progress:
         for state in client.watch(job, timeout=600):
             job = state
-            if job.stage == "verify" and job.progress_total:
+            if job.stage.lower() == "verify" and job.progress_total:
                 progress(job.progress_done, job.progress_total)
     answer = job.answer_of("VERIFIED")
     if answer is None:

@@ -91,6 +91,11 @@ class Beat:
 Work = Callable[[Claim, Beat], Outcome | Mapping[str, Any]]
 
 
+#: Progress is written this often while it moves, so that a watcher of a slow stage sees it move (and a
+#: cancellation is noticed as soon); without progress only the heartbeat writes.
+PROGRESS_S = 1.0
+
+
 class StageRunner:
     """Runs stages for one worker, one at a time. ``stop`` set means: give the job back at the next check.
 
@@ -174,12 +179,16 @@ class StageRunner:
         return RunOutcome.CANCELLED if job.state is State.CANCELLED else RunOutcome.COMPLETED
 
     def _beat(self, claim: Claim, beat: Beat, ended: threading.Event) -> None:
+        sent, due = beat.counts, self._clock() + self._heartbeat_s
         while True:
-            beat.wake.wait(self._heartbeat_s)
+            woken = beat.wake.wait(min(PROGRESS_S, self._heartbeat_s))
             beat.wake.clear()
             if ended.is_set():
                 return
-            done, total = beat.counts
+            if not woken and beat.counts == sent and self._clock() < due:
+                continue
+            done, total = sent = beat.counts
+            due = self._clock() + self._heartbeat_s
             try:
                 beat.cancelled |= self._store.heartbeat(claim, done, total, self._lease_s)
             except LeaseLost as error:

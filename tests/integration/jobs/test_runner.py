@@ -74,6 +74,32 @@ def test_progress_reaches_watchers_while_the_stage_runs(runner, store, new_job, 
     listener.join(PATIENCE_S)
 
 
+def test_progress_is_written_long_before_the_next_heartbeat(store, new_job):
+    """A watcher of a slow stage sees it move, also with the leases of a minute that slow stages have."""
+    job, _ = store.create(new_job())
+    seen = threading.Event()
+
+    def look() -> None:
+        pause = threading.Event()
+        while not seen.is_set():
+            if store.find(job.id).progress_done == 7:
+                seen.set()
+            pause.wait(0.05)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+
+    def work(claim, beat):
+        beat.progress(7, 10)
+        assert seen.wait(15), "only the heartbeat, 100 s away, would have written it"
+        return {}
+
+    outcome = StageRunner(store, "w", 300, time.monotonic, heartbeat_s=100).run(job.id, Stage.LOOKUP, work)
+    seen.set()
+    watcher.join(10)
+    assert outcome is RunOutcome.COMPLETED
+
+
 def test_a_cancelled_stage_stops_at_its_next_check(runner, store, new_job):
     job, _ = store.create(new_job())
 
