@@ -45,7 +45,7 @@ test-e2e: setup ## Tests with real processes
 	$(PYTEST) tests/e2e
 
 chaos: setup ## Tests that kill processes in the middle of jobs
-	$(PYTEST) tests/chaos
+	$(PYTEST) tests/e2e/test_kills.py
 
 demo: setup ## The whole path on real images; writes reports/demo/index.html
 	$(BIN)/byline demo

@@ -5,7 +5,7 @@ own plan and the first-order teacher (all queries, whole corpus, one pass of gra
 resumable, reproducible from its seed; it also measures agreement with the exact form on a few
 queries, since the snapshot is only worth what that says.
 
-    python data/labels/make.py --queries 300 --draws 96
+    python data/labels/make.py --queries 320 --draws 128
 
 Writes ``data/labels/labels.{json,safetensors}``, the curvature into ``data/generator/curvature`` and
 ``reports/labels/agreement.json``.
@@ -85,10 +85,10 @@ def _directions(query: tuple[bytes, str]) -> dict[str, np.ndarray]:
 
 
 def _set_directions(path: Path) -> dict[str, torch.Tensor]:
-    """All queries' directions, per layer [q, out, in], memory-mapped once in each process."""
+    """All queries' directions, per layer [q, out, in], loaded once in each process."""
     if "directions" not in _worker:
         _worker["directions"] = {
-            f.stem: torch.from_numpy(np.load(f, mmap_mode="r")[:]) for f in sorted(path.glob("*.npy"))
+            f.stem: torch.from_numpy(np.load(f)) for f in sorted(path.glob("*.npy"))
         }
     directions: dict[str, torch.Tensor] = _worker["directions"]
     return directions
@@ -153,8 +153,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=root / "data/labels")
     parser.add_argument("--reports", type=Path, default=root / "reports/labels")
     parser.add_argument("--work", type=Path, default=root / ".byline/labels", help="resumable intermediate files")
-    parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--draws", type=int, default=96, help="(timestep, noise) draws per item")
+    parser.add_argument("--queries", type=int, default=320)
+    parser.add_argument("--draws", type=int, default=128, help="(timestep, noise) draws per item")
     parser.add_argument("--query-draws", type=int, default=192)
     parser.add_argument("--agreement-queries", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

@@ -21,7 +21,7 @@ STYLE = """
 body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
-p { margin: 4px 0 12px; max-width: 78ch; } .soft { color: var(--soft); }
+p { margin: 4px 0 12px; max-width: 110ch; } .soft { color: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 20px 0; }
 .figure { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .figure b { display: block; font-size: 24px; line-height: 1.2; } .figure span { color: var(--soft); font-size: 13px; }
@@ -68,7 +68,7 @@ def _source(one: Influence, thumbnail: bytes, score: str, share: float, move: st
     width = max(2, min(100, round(100 * share)))
     return (
         f'<div class="source">{_image(thumbnail, one.caption)}<div class="bar"><i style="width:{width}%"></i></div>'
-        f'<div class="score">#{one.rank} {move} {score}</div>'
+        f'<div class="score"><b>{one.rank}</b> {move}<br>{score}</div>'
         f'<div class="caption" title="{escape(one.caption)}">{escape(one.caption)}</div>'
         f'<div class="by" title="{escape(one.creator)}">by {escape(one.creator)}</div></div>'
     )
@@ -79,7 +79,7 @@ def _move(one: Influence) -> str:
     if one.retrieved_rank is None or one.retrieved_rank == one.rank:
         return ""
     up = one.retrieved_rank > one.rank
-    sign = "▲" if up else "▼"
+    sign = "▲ from " if up else "▼ from "
     kind = "up" if up else "down"
     return f'<span class="{kind}" title="fast rank {one.retrieved_rank}">{sign}{one.retrieved_rank}</span>'
 
@@ -103,12 +103,12 @@ def _query(query: ShownQuery, shown: int = 8) -> str:
         rows += [
             f'<p class="tier"><b>VERIFIED</b> in {query.verified_seconds or 0:.0f} s: the same candidates, scored by '
             f"unlearning the query ({query.verified.draws} noise draws an image). τ ± standard error, in "
-            "millionths of loss; the arrow says from which fast rank the image came</p>",
+            "thousandths of loss; the arrow says from which fast rank the image came</p>",
             '<div class="row">',
             *(
                 _source(
                     one, query.thumbnails[one.item_id],
-                    f"{1e6 * (one.tau or 0):.1f} ± {1e6 * (one.standard_error or 0):.1f}",
+                    f"{1e3 * (one.tau or 0):.2f} ± {1e3 * (one.standard_error or 0):.2f}",
                     (one.tau or 0) / peak, _move(one),
                 )
                 for one in slow
@@ -145,6 +145,10 @@ def render(result: dict[str, Any], queries: Sequence[ShownQuery]) -> str:
         (f"{latency['retrieved']:.0f} ms", "a fast answer, end to end over gRPC (median)"),
         (f"{latency['verified'] / 1000:.0f} s", f"a verified answer ({result['verify']['candidates']} candidates)"),
         (f"{result['speedup']:,.0f}×", "fast against verified, same queries, this machine"),
+        (
+            f"{result['speedup_over_whole_corpus']:,.0f}×",
+            f"fast against verifying all {result['corpus']['items']:,} images (computed: time a candidate × corpus)",
+        ),
         (f"{result['map']['head']:.3f}", f"mAP@{result['map']['L']} on {result['map']['queries']} held-out queries"),
         (f"{result['jobs']['succeeded']}/{result['jobs']['submitted']}", "jobs answered, across the swap of releases"),
     ]
@@ -154,8 +158,12 @@ def render(result: dict[str, Any], queries: Sequence[ShownQuery]) -> str:
         swap = (
             f"<h2>A better release, swapped in while answering</h2><p>Release {escape(releases[0]['name'])} was "
             f"trained on {releases[0]['labels']} rankings, {escape(releases[-1]['name'])} on {releases[-1]['labels']}. "
-            f"{result['swap']['lookups']} lookups ran meanwhile: {result['swap']['failed']} failed, "
-            f"{result['swap']['mixed']} mixed two releases.</p>"
+            + (
+                f"{result['swap']['lookups']} lookups ran meanwhile: {result['swap']['failed']} failed, "
+                f"{result['swap']['mixed']} mixed two releases.</p>"
+                if result["swap"]["lookups"]
+                else "Both were there before this run.</p>"
+            )
         )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
