@@ -34,9 +34,10 @@ from byline.catalog.items import Item
 from byline.diffusion.model import DiffusionModel
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
 from byline.teachers import TeacherItem, TeacherQuery
-from byline.teachers.abu_plus import AbuPlus, AbuPlusSettings
+from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.natural_gradient import AbuPlusSettings
 from byline.teachers.ranking import summarise
 from byline.teachers.registry import ensure_curvature
 from services.curation.plan import plan_queries

@@ -21,8 +21,8 @@ from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, InvalidRequest, TeacherNotUsable
 from byline.teachers import Teacher, TeacherItem, load_teacher
-from byline.teachers.abu_plus import AbuPlusSettings
 from byline.teachers.curvature import Curvature
+from byline.teachers.natural_gradient import AbuPlusSettings
 from byline.teachers.registry import ensure_curvature
 from byline.telemetry import get_logger
 

@@ -15,10 +15,7 @@ reported for the published step 1 / N, whatever step was taken to measure it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -27,8 +24,7 @@ from numpy.typing import NDArray
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature
-from byline.teachers.layers import capture, select_layers, weight_gradients
-from byline.teachers.noise import NoiseScheme
+from byline.teachers.natural_gradient import AbuPlusSettings, NaturalGradientTeacher
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -44,81 +40,17 @@ from byline.teachers.ranking import (
 QUERY_AS_ITEM = -1
 
 
-@dataclass(frozen=True)
-class AbuPlusSettings:
-    """Everything that changes a score.
+class AbuPlus(NaturalGradientTeacher):
+    """The exact teacher. Keeps the baselines it has measured so far."""
 
-    ``corpus_size`` is N of the step 1 / N. ``query_draws`` (timestep, noise) pairs estimate the
-    query's gradient; ``item_draws`` the item's loss. ``linearity`` is the largest relative departure
-    from tau(2s) = 2 tau(s) and tau(-s) = -tau(s) that calibration accepts.
-    """
-
-    corpus_size: int
-    query_draws: int = 256
-    item_draws: int = 64
-    replicates: int = 8
-    damping: float = 0.1
-    seed: int = 0
-    noise: str = "item"
-    linearity: float = 0.1
-
-    def digest(self) -> str:
-        """First 8 hex digits over all fields, for the teacher id."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def query_gradient(
-    model: DiffusionModel, curvature: Curvature, query: TeacherQuery, draws: int, seed: int, batch: int = 64
-) -> dict[str, torch.Tensor]:
-    """E[grad L(query)] over ``draws`` stratified (timestep, noise) pairs; per layer [out, in].
-
-    The query's noise has a key of its own and is never an item's: sharing it is biased (C3).
-    """
-    layers = select_layers(model.unet, curvature.selection)
-    scheme = NoiseScheme("item", seed, draws, 1)
-    latent = model.encode_images([query.image])
-    states = model.encode_prompts([query.prompt])
-    total = {n: torch.zeros_like(layer.weight) for n, layer in layers.items()}
-    for start in range(0, draws, batch):
-        indices = range(start, min(start + batch, draws))
-        timesteps, noise = scheme.draw("query", indices, model.latent_shape, model.num_timesteps)
-        count = len(indices)
-        with capture(layers) as record:
-            losses = model.denoising_loss(
-                latent.expand(count, -1, -1, -1),
-                states.expand(count, -1, -1),
-                timesteps.to(model.device),
-                noise.to(model.device),
-            )
-            deltas = record.gradients(losses)
-        for name, g in weight_gradients(record.inputs, deltas).items():
-            total[name] += g.sum(0) / draws
-    return total
-
-
-class AbuPlus:
-    """The exact teacher. Holds the model, the curvature and the baselines it has measured so far."""
+    method = "abu_plus"
 
     def __init__(
         self, model: DiffusionModel, curvature: Curvature, settings: AbuPlusSettings, batch: int = 128
     ) -> None:
-        if settings.item_draws % settings.replicates:
-            raise TeacherNotUsable("item_draws must be a multiple of replicates")
-        if curvature.model_revision != model.revision:
-            raise TeacherNotUsable("the curvature was fitted on another revision of the model")
-        self.model = model
-        self.curvature = curvature
-        self.settings = settings
-        self.batch = batch
-        kind = "shared" if settings.noise == "shared" else "item"
-        self.scheme = NoiseScheme(kind, settings.seed, settings.item_draws, settings.replicates)  # type: ignore[arg-type]
-        self._layers = select_layers(model.unet, curvature.selection)
+        """See ``NaturalGradientTeacher``."""
+        super().__init__(model, curvature, settings, batch)
         self._baselines: dict[str, NDArray[np.float64]] = {}
-
-    @property
-    def teacher_id(self) -> str:
-        """See ``Teacher``."""
-        return f"abu_plus/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
 
     def score(
         self,
@@ -141,13 +73,6 @@ class AbuPlus:
         )
         ids = np.array([item.item_id for item in candidates], dtype=np.int64)
         return summarise(replicates * scale, ids, draws, self.teacher_id, candidate_set)
-
-    def direction(self, query: TeacherQuery) -> dict[str, torch.Tensor]:
-        """The natural-gradient ascent direction (F + damping)^-1 grad L(query), per layer [out, in]."""
-        gradient = query_gradient(
-            self.model, self.curvature, query, self.settings.query_draws, self.settings.seed, self.batch
-        )
-        return self.curvature.precondition(gradient, self.settings.damping)
 
     def rise(
         self,

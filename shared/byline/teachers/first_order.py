@@ -22,12 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.abu_plus import AbuPlusSettings, query_gradient
-from byline.teachers.curvature import Curvature
-from byline.teachers.layers import capture, select_layers
-from byline.teachers.noise import NoiseScheme
+from byline.teachers.layers import capture
+from byline.teachers.natural_gradient import NaturalGradientTeacher
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -40,28 +37,10 @@ from byline.teachers.ranking import (
 )
 
 
-class AbuPlusLinear:
+class AbuPlusLinear(NaturalGradientTeacher):
     """The first-order teacher. Same settings, step unit and sign as the exact one."""
 
-    def __init__(
-        self, model: DiffusionModel, curvature: Curvature, settings: AbuPlusSettings, batch: int = 128
-    ) -> None:
-        if settings.item_draws % settings.replicates:
-            raise TeacherNotUsable("item_draws must be a multiple of replicates")
-        if curvature.model_revision != model.revision:
-            raise TeacherNotUsable("the curvature was fitted on another revision of the model")
-        self.model = model
-        self.curvature = curvature
-        self.settings = settings
-        self.batch = batch
-        kind = "shared" if settings.noise == "shared" else "item"
-        self.scheme = NoiseScheme(kind, settings.seed, settings.item_draws, settings.replicates)  # type: ignore[arg-type]
-        self._layers = select_layers(model.unet, curvature.selection)
-
-    @property
-    def teacher_id(self) -> str:
-        """See ``Teacher``."""
-        return f"abu_plus_linear/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
+    method = "abu_plus_linear"
 
     def score(
         self,
@@ -93,13 +72,6 @@ class AbuPlusLinear:
             summarise(replicates[:, :, q].T, ids, self.settings.item_draws, self.teacher_id, candidate_set)
             for q in range(len(queries))
         ]
-
-    def direction(self, query: TeacherQuery) -> dict[str, torch.Tensor]:
-        """The preconditioned query gradient, per layer [out, in]."""
-        gradient = query_gradient(
-            self.model, self.curvature, query, self.settings.query_draws, self.settings.seed, self.batch
-        )
-        return self.curvature.precondition(gradient, self.settings.damping)
 
     def replicates(
         self,

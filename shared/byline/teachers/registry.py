@@ -11,9 +11,10 @@ from pathlib import Path
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.abu_plus import AbuPlus, AbuPlusSettings
+from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature, fit_curvature
 from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.natural_gradient import AbuPlusSettings
 from byline.teachers.ranking import Progress, Teacher, TeacherItem, ignore_progress
 
 TEACHERS: dict[str, Callable[[DiffusionModel, Curvature, AbuPlusSettings], AbuPlus | AbuPlusLinear]] = {
