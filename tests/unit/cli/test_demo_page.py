@@ -1,0 +1,94 @@
+"""The demo's page says what was measured, safely, and the demo's split of labels leaks nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from byline.cli.demo import FIRST_SHARE, portions
+from byline.cli.demo_page import ShownQuery, render
+from byline.client.values import Answer, Influence
+from byline.rankings.snapshot import SnapshotQuery
+
+
+def influence(item_id: int, rank: int, **more: Any) -> Influence:
+    values: dict[str, Any] = {
+        "item_id": item_id, "rank": rank, "cosine": 0.9 - rank / 100, "tau": None, "standard_error": None,
+        "probability": None, "retrieved_rank": rank, "caption": f"thing {item_id}", "creator": "Ann <b>Artist</b>",
+        "licence": "public domain", "near_duplicate_group": item_id, "image_sha256": "0" * 64,
+        "name": f"corpora/c/items/{item_id}",
+    }  # fmt: skip
+    return Influence(**(values | more))
+
+
+def answer(*influences: Influence, tier: str = "RETRIEVED") -> Answer:
+    return Answer(
+        tier=tier, release="r1", model_revision="m", not_attributable=None, noise_floor=None, influences=influences,
+        withdrawn_influences=0, teacher_id="", draws=64, credit=None, timings_ms={}, create_time=None,
+    )  # fmt: skip
+
+
+RESULT: dict[str, Any] = {
+    "latency_ms": {"retrieved": 110.0, "verified": 16_000.0}, "speedup": 145.4, "speedup_over_whole_corpus": 9_000.0,
+    "verify": {"candidates": 40, "draws": 64}, "corpus": {"items": 2509, "creators": 358},
+    "map": {"L": 100, "head": 0.5, "raw": {"minilm": 0.3}, "queries": 50, "ceiling": 0.7},
+    "releases": [{"name": "r1", "labels": 90, "map": 0.4}, {"name": "r2", "labels": 200, "map": 0.5}],
+    "jobs": {"submitted": 10, "succeeded": 10, "failed": 0},
+    "swap": {"lookups": 100, "failed": 0, "mixed": 0}, "command": "make demo", "seconds": 300.0,
+    "machine": {"cpu": "some", "cores": 2}, "commit": "abc",
+}  # fmt: skip
+
+
+def shown() -> ShownQuery:
+    slow = answer(
+        influence(2, 1, tau=0.0123, standard_error=0.001, retrieved_rank=2),
+        influence(1, 2, tau=0.0045, standard_error=0.001, retrieved_rank=1),
+        tier="VERIFIED",
+    )
+    return ShownQuery(
+        prompt="a <script>cat</script>", image=b"png", latency_ms=110,
+        retrieved=answer(influence(1, 1), influence(2, 2)), verified=slow, verified_seconds=16.0,
+        thumbnails={1: b"one", 2: b"two"},
+    )  # fmt: skip
+
+
+def test_text_of_prompts_captions_and_creators_is_escaped() -> None:
+    page = render(RESULT, [shown()])
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "Ann &lt;b&gt;Artist" in page
+
+
+def test_fast_and_verified_orders_stand_side_by_side_with_their_figures() -> None:
+    page = render(RESULT, [shown()])
+    assert "12.30 ± 1.00" in page and "4.50 ± 1.00" in page
+    assert "▲ from 2" in page and "▼ from 1" in page
+    assert page.index("RETRIEVED") < page.index("VERIFIED")
+
+
+def test_an_unverified_query_shows_no_verified_row() -> None:
+    assert "VERIFIED</b>" not in render(RESULT, [replace(shown(), verified=None, verified_seconds=None)])
+
+
+def test_the_best_head_is_the_one_marked_and_the_swap_is_told() -> None:
+    page = render(RESULT, [shown()])
+    assert '<tr class="best"><td>head of release r2</td><td class="n">0.500</td></tr>' in page
+    assert "100 lookups ran meanwhile: 0 failed, 0 mixed" in page
+
+
+def test_release_one_never_sees_the_later_labels_and_always_the_held_out_ones() -> None:
+    def query(number: int, split: str) -> SnapshotQuery:
+        one = np.ones(1, np.float32)
+        return SnapshotQuery(
+            prompt=f"p{number}", seed=number, split=split, near_duplicate_group=number, source="corpus",
+            candidate_set="corpus", draws=8, image=b"", item_ids=np.ones(1, np.int64), tau=one, standard_error=one,
+            tau_halves=None,
+        )  # fmt: skip
+
+    queries = [query(n, ("train", "train", "validation", "test", "train")[n % 5]) for n in range(50)]
+    first, later = portions(queries)
+    assert {q.prompt for q in first} | {q.prompt for q in later} == {q.prompt for q in queries}
+    assert not {q.prompt for q in first} & {q.prompt for q in later}
+    assert {q.split for q in later} == {"train"}
+    assert sum(q.split == "train" for q in first) == round(FIRST_SHARE * 30)
