@@ -56,6 +56,16 @@ LIVE_RANKINGS = 2
 #: live ones, as a week's labels would.
 FIRST_SHARE = 0.4
 
+#: Prompts of the test split that are easy to judge by eye come first; any that is not in it is ignored.
+EASY_TO_JUDGE = (
+    "chicken burger (protein, food, menu)",
+    "simple evergreen, with highlights (holiday, winter, tree, plant)",
+    "magnifying glass (office, tools, tool)",
+    "no u turn sign (roadsign, transportation)",
+    "bison (animal)",
+    "lemonade (food, beverage)",
+)
+
 console = Console(stderr=True)
 
 
@@ -153,7 +163,8 @@ def held_out_prompts(settings: Settings, queries: Sequence[SnapshotQuery], count
     from byline.diffusion.model import DiffusionModel
 
     model = DiffusionModel.load(settings.model_directory, settings.device)
-    texts = list(dict.fromkeys(q.prompt for q in queries if q.split == "test"))[:count]
+    held_out = list(dict.fromkeys(q.prompt for q in queries if q.split == "test"))
+    texts = list(dict.fromkeys([*(p for p in EASY_TO_JUDGE if p in held_out), *held_out]))[:count]
     seeds = [9_000_000 + n for n in range(len(texts))]
     with bar("pictures") as progress:
         pictures = model.generate(
