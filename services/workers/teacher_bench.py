@@ -23,7 +23,7 @@ from byline.errors import BylineError, InvalidRequest, TeacherNotUsable
 from byline.teachers import Teacher, TeacherItem, load_teacher
 from byline.teachers.curvature import Curvature
 from byline.teachers.natural_gradient import AbuPlusSettings
-from byline.teachers.registry import ensure_curvature
+from byline.teachers.registry import ensure_curvature, holds_curvature
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -117,10 +117,10 @@ class TeacherBench:
     def _curvature_directory(self, check: Callable[[], None]) -> Path:
         """Where fitted curvature lies: beside the model if it came with it, else in this machine's cache."""
         shipped = self._model_directory / "curvature"
-        if (shipped / "manifest.json").exists():
+        if holds_curvature(shipped, self.model.revision):
             return shipped
         kept = self._cache_dir / f"curvature-{self.model.revision}"
-        if not (kept / "manifest.json").exists():
+        if not holds_curvature(kept, self.model.revision):
             self._fit(kept, check)
         return kept
 

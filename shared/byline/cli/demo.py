@@ -36,6 +36,7 @@ from byline.client import Client
 from byline.config import Settings, load_settings, repository_root
 from byline.db import make_engine
 from byline.embedded.control import bring_down, bring_up
+from byline.embedded.discovery import discover
 from byline.errors import ServerNotStarted
 from byline.evaluation.result_file import git_commit, machine, write_result
 from byline.rankings.labelled import count_rankings
@@ -188,7 +189,7 @@ def ask_fast(client: Client, prompts: Sequence[Prompt]) -> list[tuple[Any, float
         attribution = client.attribute(prompt.image, prompt.text, top_k=40)
         answers.append((attribution, 1e3 * (time.monotonic() - started)))
         table = Table(title=f"“{prompt.text}”: {answers[-1][1]:.0f} ms, {attribution.release.rpartition('/')[2]}")
-        for name in ("rank", "cosine", "caption", "artist"):
+        for name in ("rank", "score", "caption", "artist"):
             table.add_column(name)
         for one in attribution.influences[:5]:
             table.add_row(str(one.rank), f"{one.cosine or 0:.3f}", one.caption[:60], one.creator[:40])
@@ -260,6 +261,9 @@ def demo(
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     settings = load_settings()
     started = time.monotonic()
+    found_running = discover(settings.state_dir) is not None
+    if found_running:
+        console.print("[yellow]Using the system that runs already, with its settings; it is left running.[/yellow]")
     with step("Starting Postgres, Redis and six services"):
         servers = bring_up(settings, report=lambda message: console.print(f"  {message}"))
     try:
@@ -272,7 +276,7 @@ def demo(
             finally:
                 client.resume("rank")
     finally:
-        if not keep_up:
+        if not keep_up and not found_running:
             bring_down(settings)
             console.print("[dim]Services stopped; their state is kept. `make up` starts them again.[/dim]")
 

@@ -89,7 +89,7 @@ def _query(query: ShownQuery, shown: int = 8) -> str:
     top = max((one.cosine or 0.0 for one in fast), default=1.0) or 1.0
     rows = [
         f'<p class="tier"><b>RETRIEVED</b> in {query.latency_ms:.0f} ms by release {escape(query.retrieved.release)}; '
-        "the figure is the cosine of the head’s embeddings</p>",
+        "the figure is the inner product of the head’s embeddings</p>",
         '<div class="row">',
         *(
             _source(one, query.thumbnails[one.item_id], f"{one.cosine or 0:.3f}", (one.cosine or 0) / top, "")
@@ -128,7 +128,7 @@ def _map_table(result: dict[str, Any]) -> str:
     if len(result["releases"]) > 1:
         rows.append((f"head of release {result['releases'][-1]['name']}", result["releases"][-1]["map"]))
     if figures.get("ceiling") is not None:
-        rows.append(("the labels themselves, under other noise (ceiling)", figures["ceiling"]))
+        rows.append(("the labels themselves, under other item noise (ceiling)", figures["ceiling"]))
     best = max(value for name, value in rows if name.startswith("head"))
     body = "".join(
         f'<tr class="{"best" if value == best else ""}"><td>{escape(name)}</td><td class="n">{value:.3f}</td></tr>'

@@ -6,6 +6,7 @@ and a few settings, or their rankings could not be compared.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def load_teacher(name: str, model: DiffusionModel, curvature_directory: Path, se
     return TEACHERS[name](model, Curvature.load(curvature_directory, model.revision), settings)
 
 
+def holds_curvature(directory: Path, model_revision: str) -> bool:
+    """Whether ``directory`` holds fitted curvature of this model revision (and not of an earlier checkpoint)."""
+    path = directory / "manifest.json"
+    return path.exists() and json.loads(path.read_text()).get("model_revision") == model_revision
+
+
 def ensure_curvature(
     model: DiffusionModel,
     items: Sequence[TeacherItem],
@@ -44,7 +51,7 @@ def ensure_curvature(
     progress: Progress = ignore_progress,
 ) -> Curvature:
     """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it."""
-    if (directory / "manifest.json").exists():
+    if holds_curvature(directory, model.revision):
         return Curvature.load(directory, model.revision)
     latents = model.encode_images([item.image for item in items])
     states = model.encode_prompts([item.caption for item in items])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature, LayerFactors, _draw, eigenvectors, fit_curvature
 from byline.teachers.layers import capture, select_layers, weight_gradients
 from byline.teachers.noise import NoiseScheme
+from byline.teachers.registry import ensure_curvature, holds_curvature
 
 
 def fisher_gradients(bench, samples: int) -> dict[str, torch.Tensor]:
@@ -140,3 +142,11 @@ def test_saved_factors_load_and_refuse_another_model_or_an_altered_file(bench, s
 def test_an_unknown_selection_names_the_choices(bench) -> None:
     with pytest.raises(TeacherNotUsable, match="cross_attention_kv"):
         select_layers(bench.model.unet, "everything")
+
+
+def test_curvature_of_an_earlier_checkpoint_is_fitted_again(bench, small, tmp_path: Path) -> None:
+    replace(small, model_revision="0" * 16).save(tmp_path)
+    assert not holds_curvature(tmp_path, bench.model.revision)
+    fitted = ensure_curvature(bench.model, bench.items, tmp_path, samples=24)
+    assert fitted.model_revision == bench.model.revision
+    assert holds_curvature(tmp_path, bench.model.revision)
