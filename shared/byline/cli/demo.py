@@ -46,8 +46,8 @@ from byline.releases.registry import ReleaseRecord, ReleaseRegistry
 #: What the demo asks of the services, unless the caller's environment says otherwise: small live
 #: rankings and prompt polling, so that a second release is there within the demo.
 ENVIRONMENT = {
-    "BYLINE_CURATION_CANDIDATES": "120",
-    "BYLINE_CURATION_DRAWS": "32",
+    "BYLINE_CURATION_CANDIDATES": "100",
+    "BYLINE_CURATION_DRAWS": "24",
     "BYLINE_TRAINER_POLL_SECONDS": "1",
     "BYLINE_TORCH_THREADS": "2",
 }

@@ -21,7 +21,7 @@ class SteadyLookups:
     """A thread that asks every ``interval_s`` seconds; a context manager that stops and joins it."""
 
     def __init__(
-        self, address: str, model_id: str, queries: Sequence[tuple[bytes, str]], interval_s: float = 0.25
+        self, address: str, model_id: str, queries: Sequence[tuple[bytes, str]], interval_s: float = 0.5
     ) -> None:
         self._client = Client(address, model=model_id, timeout=20)
         self._queries = queries
