@@ -32,7 +32,7 @@ from PIL import Image
 
 from byline.catalog.items import Item
 from byline.diffusion.model import DiffusionModel
-from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
+from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, read_snapshot, write_snapshot
 from byline.teachers import TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--agreement-queries", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only-agreement", action="store_true", help="measure on the snapshot that is there")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(a.processes)
@@ -169,6 +170,13 @@ def main() -> None:
     settings = AbuPlusSettings(
         corpus_size=len(items), query_draws=a.query_draws, item_draws=a.draws, seed=a.seed, noise="shared"
     )
+    if a.only_agreement:
+        chosen = [
+            TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt)
+            for q in read_snapshot(a.out)[1][: a.agreement_queries]
+        ]
+        measure_agreement(model, curvature, settings, teacher_items, chosen, 100, a.reports / "agreement.json")
+        return
     work = a.work / f"{model.revision}-{settings.digest()}-{a.queries}"
     work.mkdir(parents=True, exist_ok=True)
     log.info("model %s, settings %s, %d items", model.revision, asdict(settings), len(items))

@@ -22,7 +22,7 @@ body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink); backg
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
 p { margin: 4px 0 12px; max-width: 110ch; } .soft { color: var(--soft); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 20px 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 20px 0; }
 .figure { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .figure b { display: block; font-size: 24px; line-height: 1.2; } .figure span { color: var(--soft); font-size: 13px; }
 .query { display: grid; grid-template-columns: 190px 1fr; gap: 20px; background: #fff; border: 1px solid var(--line);
