@@ -1,6 +1,6 @@
 # One command each for everything a newcomer, a developer and a CI need. `make` alone lists them.
 PYTHON ?= python3.11
-# Extra arguments for pip, e.g. PIP_ARGS="--index-url ..." to choose a CPU or CUDA build of torch.
+# Extra arguments for pip; PIP_ARGS="--extra-index-url ..." chooses the index of a CPU or CUDA build of torch.
 PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready

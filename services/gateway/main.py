@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the gateway. Ends with status 2 and one readable message if it cannot start."""
     options = _parser().parse_args(argv)
     try:
-        settings = load_settings(grpc_address=options.address, metrics_port=options.metrics_port)
+        settings = load_settings(grpc_address=options.address)
         configure_logging("gateway", settings)
         migrate(settings.database_url)
         context = build_context(settings)
-        start_metrics(settings.metrics_port)
+        start_metrics(options.metrics_port)
         try:
             asyncio.run(
                 serve(
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         description="The gRPC API of Byline. Settings come from BYLINE_* variables; options here win over them.",
     )
     parser.add_argument("--address", metavar="HOST:PORT", help="where to listen (BYLINE_GRPC_ADDRESS)")
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve /metrics there; 0 means not at all")
+    parser.add_argument("--metrics-port", type=int, default=0, metavar="PORT", help="serve /metrics there (0: off)")
     parser.add_argument("--no-reflection", action="store_true", help="do not describe the API to strangers")
     parser.add_argument(
         "--notice-seconds", type=float, default=0.0, metavar="S",

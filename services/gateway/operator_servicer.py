@@ -74,14 +74,14 @@ class OperatorServicer(rpc.OperatorServiceServicer):
     async def RetryDeadJob(self, request: wire.RetryDeadJobRequest, context: Any) -> job_wire.AttributionJob:
         """Repeat a dead job as a new one."""
         project_id, job_id = names.parse_job(request.name)
-        job = await self._context.offload(reading.row, self._context, project_id, job_id)
+        job = await self._context.offload(self._context.jobs.get, project_id, job_id)  # also a ranking job
         fresh = await self._context.offload(self._context.jobs.retry_dead, job.id)
         return await self._context.offload(reading.render, self._context, fresh)
 
     async def DiscardDeadJob(self, request: wire.DiscardDeadJobRequest, context: Any) -> job_wire.AttributionJob:
         """Put a dead job aside."""
         project_id, job_id = names.parse_job(request.name)
-        job = await self._context.offload(reading.row, self._context, project_id, job_id)
+        job = await self._context.offload(self._context.jobs.get, project_id, job_id)  # also a ranking job
         await self._context.offload(self._context.jobs.discard_dead, job.id)
         return await self._context.offload(reading.render, self._context, job)
 

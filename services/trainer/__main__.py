@@ -23,7 +23,7 @@ from byline.db.session import make_engine
 from byline.errors import BylineError, ModelNotFound, SettingsInvalid
 from byline.evaluation.result_file import git_commit
 from byline.rankings.labelled import count_rankings
-from byline.releases.registry import ReleaseRegistry
+from byline.releases.registry import ReleaseRegistry, ReleaseState
 from services.trainer.gate import GateLimits
 from services.trainer.loop import TrainerLoop, report
 from services.trainer.progress import StepProgress
@@ -58,9 +58,14 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
 
 
 def last_refresh(registry: ReleaseRegistry, model_id: str) -> LastRefresh | None:
-    """The newest candidate of the model, published or refused."""
-    newest = registry.list(model_id, limit=1)
-    return LastRefresh(newest[0].manifest.labels.queries, newest[0].created_at) if newest else None
+    """The newest candidate of the model that was judged, published or refused.
+
+    One that is still BUILT is the remains of a trainer that was killed before it could judge: its labels
+    are to be learnt from again.
+    """
+    judged = (record for record in registry.list(model_id) if record.state is not ReleaseState.BUILT)
+    newest = next(judged, None)
+    return LastRefresh(newest.manifest.labels.queries, newest.created_at) if newest else None
 
 
 class Encoding:
@@ -109,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _once(encoding)
     stop = threading.Event()
     telemetry.install_signal_handlers(stop)
-    telemetry.start_metrics(arguments.metrics_port or settings.metrics_port)
+    telemetry.start_metrics(arguments.metrics_port)
     registry = ReleaseRegistry(engine)
     loop = TrainerLoop(
         count=lambda: count_rankings(engine, settings.model_id, settings.curation_teacher),

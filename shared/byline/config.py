@@ -73,8 +73,6 @@ class Settings(BaseSettings):
     job_ttl_seconds: float = Field(86_400.0, gt=0)
     lookup_queue_bound: int = Field(10_000, ge=1)
     verification_queue_bound: int = Field(1_000, ge=1)
-    in_flight_per_stage: int = Field(16, ge=1)
-    dispatch_poll_seconds: float = Field(0.5, gt=0)
     default_top_k: int = Field(20, ge=1)
     max_top_k: int = Field(1_000, ge=1)
     max_image_bytes: int = Field(8 * 1024 * 1024, ge=1)
@@ -114,7 +112,6 @@ class Settings(BaseSettings):
     gate_confidence: float = Field(0.95, gt=0, lt=1)
 
     # Operation.
-    metrics_port: int = Field(0, ge=0, le=65_535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
     drain_seconds: float = Field(10.0, ge=0)

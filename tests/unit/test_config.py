@@ -34,6 +34,14 @@ def test_all_problems_are_in_one_message(monkeypatch: pytest.MonkeyPatch) -> Non
         assert part in message
 
 
+def test_a_metrics_port_is_no_setting_because_all_services_of_a_machine_would_bind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BYLINE_METRICS_PORT", "9090")
+    with pytest.raises(SettingsInvalid, match="BYLINE_METRICS_PORT: no such setting"):
+        load_settings()
+
+
 def test_a_secret_comes_from_the_file_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://u:hunter2@db/byline\n")
     monkeypatch.setenv("BYLINE_DATABASE_URL_FILE", str(tmp_path / "url"))

@@ -53,17 +53,18 @@ class BlobStore:
         return self.path(sha256).is_file()
 
     def put(self, data: bytes) -> str:
-        """Store the bytes durably and return their digest; storing the same bytes again costs one stat."""
+        """Store the bytes durably and return their digest; storing the same bytes again only reads them."""
         return self.put_many([data])[0]
 
     def put_many(self, blobs: Sequence[bytes]) -> list[str]:
         """Store many blobs and return their digests; all are durable when it returns.
 
         A disk merges flushes that wait at the same time, and a directory is flushed once for all its new
-        names: a thousand images take seconds where one by one they would take a minute.
+        names: a thousand images take seconds where one by one they would take a minute. A stored file that no
+        longer matches its digest is replaced, so uploading again heals what ``get`` reported as damaged.
         """
         digests = [sha256_hex(data) for data in blobs]
-        fresh = {d: data for d, data in zip(digests, blobs, strict=True) if not self.path(d).is_file()}
+        fresh = {d: data for d, data in zip(digests, blobs, strict=True) if not _intact(self.path(d), d, len(data))}
         if not fresh:
             return digests
         folders = {self.path(digest).parent for digest in fresh}
@@ -91,6 +92,15 @@ class BlobStore:
         if sha256_hex(data) != sha256:
             raise BlobNotFound(f"the stored file of {sha256} is damaged; upload it again", sha256=sha256)
         return data
+
+
+def _intact(path: Path, sha256: str, size: int) -> bool:
+    """True when the file is there and holds the bytes of its name; read only if it has their size."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -69,7 +69,7 @@ def _section(answer: Answer, items: dict[int, bytes]) -> str:
 def _figure(influence: Influence, image: bytes | None) -> str:
     caption = escape(influence.caption or f"item {influence.item_id}")
     picture = f'<img src="{_data_url(image)}" alt="{caption}">' if image else '<div class="none">no picture</div>'
-    rows = [("cosine", "" if influence.cosine is None else f"{influence.cosine:.3f}")]
+    rows = [("score", "" if influence.cosine is None else f"{influence.cosine:.3f}")]
     rows.append(("τ", with_error(influence.tau, influence.standard_error)))
     if influence.probability is not None:
         p = influence.probability

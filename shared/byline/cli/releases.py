@@ -92,7 +92,7 @@ def activate(
 
 @app.command("rollback")
 def rollback(epoch: Epoch = None, reason: Reason = "", model: Model = None, address: Address = None) -> None:
-    """Let the release before the present one answer again."""
+    """Let the release before the present one answer again, unless another activation comes first."""
     with _client(address) as client:
         _say(client.rollback(model or load_settings().model_id, epoch, reason))
 

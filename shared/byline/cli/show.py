@@ -21,6 +21,9 @@ from byline.client import Answer, Client, Job
 from byline.config import load_settings
 from byline.errors import BlobNotFound, ItemNotFound
 
+#: What the figure called score is, in words for people. It is the field ``cosine`` of the API.
+SCORE = "score: inner product of the student's embeddings, may exceed 1; compare it within one release only"
+
 
 def show(
     job: Annotated[str, typer.Argument(help="Id or name of the job.")],
@@ -76,7 +79,7 @@ def table(job: Job, answer: Answer) -> Table:
     found.add_column("source")
     found.add_column("artist")
     found.add_column("licence")
-    found.add_column("cosine", justify="right")
+    found.add_column("score", justify="right")
     if verified:
         found.add_column("influence τ", justify="right")
     if calibrated:
@@ -110,6 +113,8 @@ def verdict_line(answer: Answer) -> str:
         parts.append("predicted by the student, not verified")
     elif answer.tier == "VERIFIED":
         parts.append(f"scored by {answer.teacher_id or 'the teacher'}, {answer.draws} draws")
+    if any(influence.cosine is not None for influence in answer.influences):
+        parts.append(SCORE)
     if answer.withdrawn_influences:
         parts.append(f"{answer.withdrawn_influences} withdrawn since")
     if "total" in answer.timings_ms:

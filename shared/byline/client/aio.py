@@ -16,7 +16,16 @@ import grpc
 
 from attribution.v1 import attribution_service_pb2_grpc, catalog_service_pb2_grpc, operator_service_pb2_grpc
 from byline.client import failures, wire
-from byline.client.calls import CHANNEL_OPTIONS, INLINE_BYTES, Call, Calls, Query, image_bytes, job_options
+from byline.client.calls import (
+    CHANNEL_OPTIONS,
+    INLINE_BYTES,
+    Call,
+    Calls,
+    Query,
+    epoch_of,
+    image_bytes,
+    job_options,
+)
 from byline.client.sync import concluded, rewatch_after
 from byline.client.values import (
     ActiveRelease,
@@ -172,7 +181,9 @@ class AsyncClient:
         return await self._do(self._calls.activate(model, release, epoch, reason))
 
     async def rollback(self, model: str, epoch: int | None = None, reason: str = "") -> ActiveRelease:
-        """Activate the release before the present one."""
+        """Activate the release before the present one; see ``Client.rollback``."""
+        if epoch is None:
+            epoch = epoch_of((await self.releases(model))[1])
         return await self._do(self._calls.rollback(model, epoch, reason))
 
     async def queues(self) -> QueueStatus:

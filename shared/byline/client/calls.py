@@ -28,7 +28,12 @@ T = TypeVar("T")
 INLINE_BYTES = 3 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 
-#: UNAVAILABLE only: the server says so when trying again helps, and request ids make it safe.
+#: UNAVAILABLE only: the server says so when trying again helps, and request ids make it safe. Of the operator's
+#: calls only those are tried again whose second execution changes nothing. ActivateRelease and RollbackRelease are
+#: not: an answer can be lost after the change was made, and a second rollback would undo the first.
+_REPEATABLE_OPERATOR_CALLS = (
+    "ListReleases", "GetQueueStatus", "ListDeadJobs", "RetryDeadJob", "DiscardDeadJob", "PauseStage", "ResumeStage",
+)  # fmt: skip
 SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -36,7 +41,10 @@ SERVICE_CONFIG = json.dumps(
                 "name": [
                     {"service": "attribution.v1.AttributionService"},
                     {"service": "attribution.v1.CatalogService"},
-                    {"service": "attribution.v1.OperatorService"},
+                    *(
+                        {"service": "attribution.v1.OperatorService", "method": method}
+                        for method in _REPEATABLE_OPERATOR_CALLS
+                    ),
                 ],
                 "retryPolicy": {
                     "maxAttempts": 4, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
@@ -151,7 +159,7 @@ class Calls:
         return Call("OperatorService", "ActivateRelease", request, wire.active_release)
 
     def rollback(self, model: str, epoch: int | None, reason: str) -> Call[values.ActiveRelease]:
-        """RollbackRelease."""
+        """RollbackRelease. Give the epoch: without it a second execution would undo the first."""
         request = operator_wire.RollbackReleaseRequest(model=f"models/{model}", epoch=epoch, reason=reason)
         return Call("OperatorService", "RollbackRelease", request, wire.active_release)
 
@@ -189,6 +197,11 @@ class Calls:
     def download(self, job: str | values.Job) -> wire_requests.DownloadQueryImageRequest:
         """The request of DownloadQueryImage."""
         return wire_requests.DownloadQueryImageRequest(name=self.job_name(job))
+
+
+def epoch_of(active: values.ActiveRelease | None) -> int:
+    """The epoch that stands for what is active now; 0 for "none is"."""
+    return active.epoch if active is not None else 0
 
 
 def job_options(

@@ -14,7 +14,16 @@ import grpc
 
 from attribution.v1 import attribution_service_pb2_grpc, catalog_service_pb2_grpc, operator_service_pb2_grpc
 from byline.client import failures, wire
-from byline.client.calls import CHANNEL_OPTIONS, INLINE_BYTES, Call, Calls, Query, image_bytes, job_options
+from byline.client.calls import (
+    CHANNEL_OPTIONS,
+    INLINE_BYTES,
+    Call,
+    Calls,
+    Query,
+    epoch_of,
+    image_bytes,
+    job_options,
+)
 from byline.client.values import (
     ActiveRelease,
     Answer,
@@ -191,7 +200,13 @@ class Client:
         return self._do(self._calls.activate(model, release, epoch, reason))
 
     def rollback(self, model: str, epoch: int | None = None, reason: str = "") -> ActiveRelease:
-        """Activate the release before the present one."""
+        """Activate the release before the present one, only if no other activation comes first.
+
+        Without ``epoch`` the present one is read first. The call is never repeated for you: after an UNAVAILABLE
+        error or CallTimedOut it may have been carried out, so look at ``releases`` before you repeat it.
+        """
+        if epoch is None:
+            epoch = epoch_of(self.releases(model)[1])
         return self._do(self._calls.rollback(model, epoch, reason))
 
     def queues(self) -> QueueStatus:

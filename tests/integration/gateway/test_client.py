@@ -14,6 +14,7 @@ from PIL import Image
 from byline.client import AsyncClient, Client
 from byline.errors import (
     CallTimedOut,
+    DatabaseUnavailable,
     InvalidRequest,
     JobNotFound,
     NoActiveRelease,
@@ -23,7 +24,7 @@ from byline.errors import (
 )
 from byline.jobs import Stage
 
-from .conftest import ITEMS, MODEL, AnsweringWorker, Running, answer, png
+from .conftest import ITEMS, MODEL, AnsweringWorker, Running, answer, manifest, png
 
 
 @pytest.fixture
@@ -126,6 +127,37 @@ def test_releases_and_queues_can_be_read(client: Client) -> None:
     releases, active = client.releases(MODEL)
     assert [release.id for release in releases] == ["r1"] and active is not None and active.epoch == 1
     assert {stage.stage for stage in client.queues().stages} == {"lookup", "estimate", "verify", "rank"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_rollback_whose_answer_was_lost_is_not_carried_out_twice(
+    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    served.registry.register(manifest("r2", parent="r1"), tmp_path / "r2")
+    seen = served.registry.activate(MODEL, "r2")
+    epochs: list[int | None] = []
+    carry_out = served.context.registry.rollback
+
+    def lose_the_answer(model_id: str, epoch: int | None, reason: str) -> None:
+        epochs.append(epoch)
+        carry_out(model_id, epoch, reason)
+        raise DatabaseUnavailable("the connection broke after the commit")
+
+    monkeypatch.setattr(served.context.registry, "rollback", lose_the_answer)
+
+    async def rollback() -> None:
+        async with AsyncClient(served.address, timeout=10.0) as client:
+            await client.rollback(MODEL)
+
+    with Client(served.address, timeout=10.0) as client:
+        with pytest.raises(DatabaseUnavailable):
+            asyncio.run(rollback()) if asynchronous else client.rollback(MODEL)
+        assert epochs == [seen.epoch], "sent once, with the epoch that was read"
+        active = served.registry.active(MODEL)
+        assert active is not None and active.release_id == "r1"
+        with pytest.raises(ReleaseChanged):
+            client.rollback(MODEL, seen.epoch)
+        assert served.registry.active(MODEL) == active
 
 
 def test_the_asyncio_client_asks_many_at_once(served: Running, worker: AnsweringWorker) -> None:

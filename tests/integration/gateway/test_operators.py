@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import catalog_service_pb2 as catalog
 from attribution.v1 import catalog_service_pb2_grpc as catalog_rpc
 from attribution.v1 import operator_service_pb2 as wire
 from attribution.v1 import operator_service_pb2_grpc as rpc
 from attribution.v1 import release_pb2
+from byline.errors import DatabaseUnavailable
+from byline.jobs import Kind, NewJob, Stage, Tier
+from byline.jobs.store import JobStore
 
 from .conftest import ITEMS, MODEL, Running, manifest, png
 from .test_jobs import reason
@@ -63,6 +68,34 @@ def test_a_stage_can_be_paused_and_resumed(channel: Any) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.PauseStage(wire.PauseStageRequest(stage="tea"), timeout=5)
     assert reason(caught.value) == "INVALID_REQUEST"
+
+
+def dead_ranking_job(store: JobStore) -> str:
+    """The name of a ranking job, as curation makes them, that used up its attempts."""
+    new = NewJob(
+        project_id="byline-curation", request_id=str(uuid.uuid4()), model_id=MODEL, prompt="a cat", kind=Kind.RANKING,
+        image_sha256="0" * 64, tier=Tier.VERIFIED, payload={"query_id": str(uuid.uuid4())}, max_attempts=1,
+    )  # fmt: skip
+    job, _ = store.create(new)
+    claim = store.claim(job.id, Stage.RANK, "in-test", 30.0, "r1")
+    assert claim is not None
+    store.fail(claim, DatabaseUnavailable("the teacher broke"), retry=True)
+    return f"projects/byline-curation/attributionJobs/{job.id}"
+
+
+def test_dead_ranking_jobs_that_are_listed_can_be_retried_and_discarded(channel: Any, served: Running) -> None:
+    stub = rpc.OperatorServiceStub(channel)
+    listing = wire.ListDeadJobsRequest(parent="projects/byline-curation")
+    first, second = dead_ranking_job(served.store), dead_ranking_job(served.store)
+    assert {job.name for job in stub.ListDeadJobs(listing, timeout=5).attribution_jobs} == {first, second}
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.RetryDeadJob(wire.RetryDeadJobRequest(name=first.replace("byline-curation", "default")), timeout=5)
+    assert reason(caught.value) == "JOB_NOT_FOUND"
+    fresh = stub.RetryDeadJob(wire.RetryDeadJobRequest(name=first), timeout=5)
+    assert fresh.name != first and fresh.state == job_wire.AttributionJob.STATE_QUEUED
+    assert stub.RetryDeadJob(wire.RetryDeadJobRequest(name=first), timeout=5).name == fresh.name
+    assert stub.DiscardDeadJob(wire.DiscardDeadJobRequest(name=second), timeout=5).name == second
+    assert not stub.ListDeadJobs(listing, timeout=5).attribution_jobs
 
 
 def test_a_withdrawn_item_does_not_exist_for_callers(channel: Any) -> None:

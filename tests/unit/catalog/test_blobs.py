@@ -31,6 +31,18 @@ def test_an_unknown_or_damaged_blob_is_not_found(tmp_path: Path) -> None:
         store.get(digest)
 
 
+@pytest.mark.parametrize("damaged", [b"pictura", b"pic", b""])
+def test_putting_the_bytes_again_heals_a_damaged_blob(tmp_path: Path, damaged: bytes) -> None:
+    store = BlobStore(tmp_path)
+    digest, other = store.put_many([b"picture", b"other"])
+    whole = store.path(other).stat().st_ino
+    store.path(digest).chmod(0o644)
+    store.path(digest).write_bytes(damaged)
+    assert store.put_many([b"picture", b"other"]) == [digest, other]
+    assert store.get(digest) == b"picture"
+    assert store.path(other).stat().st_ino == whole, "a blob that is whole is left alone"
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "AB" * 32, "0" * 63])
 def test_only_a_digest_names_a_blob(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequest):

@@ -1,0 +1,42 @@
+"""``byline show``: people see a score, not a cosine, and are told what it is."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+from typing import Any
+
+from rich.console import Console
+
+from byline.cli.page import page
+from byline.cli.show import SCORE, table, to_json
+from byline.client import Answer, Influence, Job
+
+
+def example() -> tuple[Job, Answer]:
+    influence = _fill(Influence, item_id=1, rank=1, cosine=1.25, caption="a cat", creator="ann", licence="cc0")
+    answer = _fill(Answer, tier="RETRIEVED", release="models/m/releases/r1", influences=(influence,), timings_ms={})
+    return _fill(Job, prompt="a cat", name="projects/p/attributionJobs/j", answers=(answer,)), answer
+
+
+def _fill(kind: Any, **values: Any) -> Any:
+    """A value whose other fields are absent (None, or zero and empty where the type says text, number or tuple)."""
+    empty = {"str": "", "int": 0, "bool": False}
+    rest = {f.name: empty.get(str(f.type), () if str(f.type).startswith("tuple") else None) for f in fields(kind)}
+    return kind(**{**rest, **values})
+
+
+def test_the_heads_inner_product_is_called_a_score_and_explained() -> None:
+    job, answer = example()
+    shown = io.StringIO()
+    Console(file=shown, width=300).print(table(job, answer))
+    for text in (" ".join(shown.getvalue().split()), page(job, None, {})):
+        assert "1.250" in text
+        assert "score" in text
+        assert "inner product" in text and "may exceed 1" in text
+        assert "cosine" not in text
+    assert SCORE.startswith("score:")
+
+
+def test_json_keeps_the_field_name_of_the_api() -> None:
+    assert '"cosine": 1.25' in to_json(example()[0])
