@@ -79,12 +79,14 @@ def verified_answer(
     ranking: RankingLike,
     *,
     top_k: int,
+    model_revision: str,
     timings_ms: Mapping[str, float],
 ) -> Answer:
     """The verify stage's answer: the candidates re-ranked by τ (higher = more influential; ties by item id).
 
     Cosine and ``retrieved_rank`` are those of the retrieved answer, so both orders can be read side by side;
-    the release is the retrieved answer's too. An item the teacher did not score is left out.
+    the release is the retrieved answer's too, ``model_revision`` that of the model that computed τ. An item the
+    teacher did not score is left out.
     """
     by_id = {one["item_id"]: one for one in candidates}
     order = np.lexsort((ranking.item_ids, -ranking.tau.astype(np.float64)))
@@ -106,7 +108,7 @@ def verified_answer(
     return {
         "tier": "VERIFIED",
         "release_id": retrieved["release_id"],
-        "model_revision": retrieved["model_revision"],
+        "model_revision": model_revision,
         "not_attributable": retrieved["not_attributable"],
         "noise_floor": retrieved.get("noise_floor"),
         "influences": ranked[:top_k],

@@ -63,19 +63,32 @@ class WorkerChild:
         self._reports = WorkerReports(self._engine, worker_id, queue=queue, pid=os.getpid(), state=self._state)
 
     def start(self) -> None:
-        """Load what the queue's stages need; a part that cannot be loaded is reported and tried again when needed."""
+        """Put the stages together, then load what they need.
+
+        What cannot be loaded is reported and tried again; raises only if the stages cannot be put together.
+        """
         torch.set_num_threads(self._settings.torch_threads)
         try:
             start_metrics(self._metrics_port)
         except OSError as error:
             log.error("metrics_not_served", port=self._metrics_port, error=str(error))
         self._stages = self._lookup_stages() if self._queue == "lookup" else self._verification_stages()
+        if self._serving is not None:
+            self._serving.start()
+        if self._bench is not None:
+            self._bench.try_to_load()
         self._reports.start(self._settings.heartbeat_seconds)
         state = self._state()
         log.info("worker_ready", queue=self._queue, release_id=state.release_id, error=state.error)
 
     def handle(self, job_id: str, stage: str) -> None:
-        """Answer one doorbell. Never raises for what happens to the job; a lost database is left to the lease."""
+        """Answer one doorbell. Never raises for what happens to the job; a lost database is left to the lease.
+
+        A child that cannot compute claims nothing: the job stays QUEUED and its doorbell is rung again.
+        """
+        if not self._usable():
+            log.warning("doorbell_left", job_id=job_id, stage=stage, error=self._state().error)
+            return
         wanted = Stage(stage)
         work = self._stages.get(wanted, _refuse)
         release_id = self._serving.current_id() if self._serving is not None else None
@@ -83,6 +96,14 @@ class WorkerChild:
             self._runner.run(job_id, wanted, work, release_id)
         except DatabaseUnavailable as error:
             log.warning("doorbell_dropped", job_id=job_id, stage=stage, reason=error.reason)
+
+    def _usable(self) -> bool:
+        """Whether this child can compute; what could not be loaded is tried again here."""
+        if self._serving is not None and self._serving.current_id() is None and self._serving.state().error is not None:
+            return False
+        if self._bench is not None and not self._bench.try_to_load():
+            return False
+        return bool(self._stages)
 
     def close(self) -> None:
         """Leave the fleet: stop the threads, take the report away, close the connections."""
@@ -106,7 +127,6 @@ class WorkerChild:
             stop=self._stopping,
             changed=self._reports.changed,
         )
-        self._serving.start()
         lookup = LookupStage(
             serving=self._serving,
             blobs=self._blobs,
@@ -133,7 +153,6 @@ class WorkerChild:
             device=settings.device,
             seed=settings.seed,
         )
-        bench.try_to_load()
         verify = VerifyStage(
             store=self._store,
             bench=bench,

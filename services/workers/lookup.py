@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
-from byline.errors import InvalidRequest
+from byline.errors import InvalidRequest, ModelMismatch
 from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
 from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
@@ -50,6 +50,7 @@ class LookupStage:
         """Answer from the release the claim pinned. Raises typed errors; see each step."""
         job = claim.job
         with self._serving.pinned(job.release_id) as served:
+            _require_model(job, served.release)
             return self._answer(job, served, beat)
 
     def _answer(self, job: Job, served: Served, beat: Beat) -> Outcome:
@@ -95,6 +96,18 @@ class LookupStage:
         item = release.catalogue[hit.item_id]
         return retrieved_influence(
             item, rank=hit.rank, cosine=hit.score, probability=probability_of(release.calibrator, hit.score)
+        )
+
+
+def _require_model(job: Job, release: Release) -> None:
+    """Raise ModelMismatch for a job of another model: its answer would look right and mean nothing."""
+    answering = release.manifest.model_id
+    if answering != job.model_id:
+        raise ModelMismatch(
+            f"the job is for model {job.model_id}, release {release.release_id} that answers here is of {answering}",
+            model_id=job.model_id,
+            release_id=release.release_id,
+            release_model_id=answering,
         )
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: How long a child that could not start waits before it ends and another one is started.
+_RESTART_PAUSE_S = 2.0
+
 
 class WorkerProcess:
     """One worker on one queue: a parent that consumes, a child that computes (prefork, concurrency 1)."""
@@ -85,13 +88,23 @@ class WorkerProcess:
 
     def _child_started(self, **_: Any) -> None:
         os.close(self._stop_write)
-        from services.workers.child import WorkerChild
-
         stopping = threading.Event()
         threading.Thread(target=self._watch_parent, args=(stopping,), name="stop-watch", daemon=True).start()
+        try:
+            self._child = self._started_child(stopping)
+        except Exception:
+            # Celery would swallow it and keep a child that can do nothing; one that ends is replaced.
+            log.exception("child_not_started", queue=self._queue, worker=self._name)
+            stopping.wait(_RESTART_PAUSE_S)
+            os._exit(1)
+
+    def _started_child(self, stopping: threading.Event) -> WorkerChild:
+        from services.workers.child import WorkerChild
+
         worker_id = f"{self._name}@{socket.gethostname()}:{os.getpid()}"
-        self._child = WorkerChild(self._queue, self._settings, worker_id, stopping, metrics_port=self._metrics_port)
-        self._child.start()
+        child = WorkerChild(self._queue, self._settings, worker_id, stopping, metrics_port=self._metrics_port)
+        child.start()
+        return child
 
     def _watch_parent(self, stopping: threading.Event) -> None:
         os.read(self._stop_read, 1)  # a byte: stop asked; end of file: the parent is gone

@@ -91,6 +91,7 @@ class RankStage:
         begun = self._clock()
         job = claim.job
         request = RankRequest.of(job.payload, teacher=self._teacher, draws=self._draws)
+        self._bench.require_revision(self._catalog.model(job.model_id).revision, f"model {job.model_id} as registered")
         asked = self._rankings.query(request.query_id)
         if asked is None:
             raise InvalidRequest("payload.query_id", f"no query is recorded as {request.query_id}")

@@ -81,6 +81,8 @@ class Serving:
                     self._loaded(self._settings.feature_spec)
             except BylineError as error:
                 log.warning("encoders_not_loaded", reason=error.reason, error=error.message)
+            except Exception:  # the release's own load meets it again, reports it and goes on trying
+                log.exception("encoders_not_loaded")
         self._watch = self._holder.watch(self._stop, self._settings.database_url)
 
     def close(self) -> None:

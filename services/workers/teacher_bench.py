@@ -19,7 +19,7 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
-from byline.errors import BylineError, InvalidRequest, TeacherNotUsable
+from byline.errors import BylineError, InvalidRequest, ModelMismatch, TeacherNotUsable
 from byline.teachers import Teacher, TeacherItem, load_teacher
 from byline.teachers.curvature import Curvature
 from byline.teachers.natural_gradient import AbuPlusSettings
@@ -57,21 +57,26 @@ class TeacherBench:
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
 
-    def try_to_load(self) -> None:
-        """Load the generator ahead of the first job; a failure is kept in ``error`` and met again by that job."""
+    def try_to_load(self) -> bool:
+        """Load the generator if it is not loaded; whether it is now. A failure is kept in ``error``, never raised."""
+        if self._model is not None:
+            return True
         try:
             log.info("model_loaded", revision=self.model.revision)
         except BylineError as error:
             log.error("model_not_loaded", reason=error.reason, error=error.message)
+        except Exception:  # a damaged file or a library's fault: this worker waits, its jobs are not to blame
+            log.exception("model_not_loaded")
+        return self._model is not None
 
     @property
     def model(self) -> DiffusionModel:
-        """The generator, loaded on first use. Raises ModelNotUsable."""
+        """The generator, loaded on first use. Raises ModelNotUsable, and whatever else loading it raises."""
         if self._model is None:
             try:
                 self._model = DiffusionModel.load(self._model_directory, self._device)
-            except BylineError as error:
-                self.error = error.message
+            except Exception as error:
+                self.error = error.message if isinstance(error, BylineError) else f"{type(error).__name__}: {error}"
                 raise
             self.error = None
         return self._model
@@ -80,6 +85,15 @@ class TeacherBench:
     def model_revision(self) -> str:
         """Revision of the loaded generator."""
         return self.model.revision
+
+    def require_revision(self, revision: str, of: str) -> None:
+        """Raise ModelMismatch unless the loaded generator has this ``revision``, which is that ``of`` something."""
+        if self.model_revision != revision:
+            raise ModelMismatch(
+                f"this worker has loaded revision {self.model_revision} of the model, {of} is of revision {revision}",
+                loaded_revision=self.model_revision,
+                wanted_revision=revision,
+            )
 
     def teacher(
         self,

@@ -49,6 +49,7 @@ class VerifyStage:
         if job.image_sha256 is None:
             raise InvalidRequest("query", "verification needs the image; a ready embedding can only be retrieved")
         retrieved = self._retrieved(job)
+        self._bench.require_revision(retrieved["model_revision"], "the retrieved answer")
         candidates = candidates_of(retrieved, limit=job.candidates, excluded=self._withdrawn())
         beat.progress(0, len(candidates))
         query = TeacherQuery(decode_image(self._blobs.get(job.image_sha256)), job.prompt)
@@ -68,6 +69,7 @@ class VerifyStage:
             candidates,
             ranking,
             top_k=job.top_k,
+            model_revision=self._bench.model_revision,
             timings_ms={
                 "decode": 1e3 * (decoded - begun),
                 "load": 1e3 * (loaded - decoded),

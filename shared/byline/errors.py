@@ -326,3 +326,10 @@ class CallFailed(BylineError):
     """The server refused a call with a reason this client does not know (``metadata`` has it), or crashed."""
 
     reason = "CALL_FAILED"
+
+
+class ModelMismatch(BylineError):
+    """A worker was given work for another model, or another revision of it, than it has loaded."""
+
+    reason = "MODEL_MISMATCH"
+    code = "FAILED_PRECONDITION"

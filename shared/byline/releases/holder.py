@@ -33,6 +33,8 @@ class Loaded(Protocol):
 
 
 _LONGEST_PAUSE_S = 60.0
+#: Longest text of an unexpected error in the fleet view; the log has its traceback.
+_SHOWN_CHARACTERS = 300
 
 R = TypeVar("R", bound=Loaded)
 
@@ -137,8 +139,8 @@ class ReleaseHolder(Generic[R]):
     def refresh(self) -> bool:
         """Ask which release is active and swap if it changed; True after a swap. Never raises for a bad release.
 
-        A registry that cannot be reached, or a release that cannot be loaded, leaves the old one serving and
-        is shown in ``status``. Concurrent calls wait for each other.
+        A registry that cannot be reached, or a release that cannot be loaded, whatever the reason, leaves the
+        old one serving and is shown in ``status``. Concurrent calls wait for each other.
         """
         with self._refreshing:
             begun = self._clock()
@@ -153,6 +155,10 @@ class ReleaseHolder(Generic[R]):
             except BylineError as error:
                 log.warning("release_not_loaded", reason=error.reason, error=error.message)
                 self._note(self.status.epoch, f"{error.reason}: {error.message}")
+                return False
+            except Exception as error:  # a database without tables, a library that crashes: serve on, try again
+                log.exception("release_not_loaded")
+                self._note(self.status.epoch, _shown(error))
                 return False
             self._swap(slot, active)
             seconds = self._clock() - begun
@@ -173,7 +179,11 @@ class ReleaseHolder(Generic[R]):
             pause = poll_s
             while not stop.is_set():
                 wake.clear()
-                self.refresh()
+                try:
+                    self.refresh()
+                except Exception as error:  # a callback's fault must not end the watch
+                    log.exception("release_watch_failed")
+                    self._note(self.status.epoch, _shown(error))
                 pause = poll_s if self.status.error is None else max(poll_s, min(2 * pause, _LONGEST_PAUSE_S))
                 self._wait(wake, stop, pause)
             listener.join()
@@ -221,3 +231,8 @@ class ReleaseHolder(Generic[R]):
     def _note(self, epoch: int, error: str | None) -> None:
         with self._lock:
             self._status = HolderStatus(self._status.release_id, epoch, self._status.loaded_at, error)
+
+
+def _shown(error: Exception) -> str:
+    """An unexpected error as the fleet view shows it."""
+    return f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]

@@ -19,7 +19,7 @@ from byline.releases.builder import build_release
 from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
 from byline.releases.manifest import ReleaseManifest
-from byline.releases.registry import ReleaseRegistry
+from byline.releases.registry import ActiveRelease, ReleaseRegistry
 
 DIM, ITEMS = 12, 40
 CREATED = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -104,3 +104,41 @@ def test_an_activation_reaches_a_serving_process_and_a_corrupt_one_does_not(
     assert [swap.release_id for swap in swaps] == ["r1", "r3", "r1"]
     assert not wrong
     assert answers[0] > 0
+
+
+def test_a_watch_survives_a_load_and_a_registry_that_crash(engine: Engine, database_url: str, tmp_path: Path) -> None:
+    registry = ReleaseRegistry(engine)
+    directory = build(tmp_path, 1)
+    registry.register(ReleaseManifest.read(directory), directory)
+    faults: list[Exception] = [RuntimeError("no tables"), MemoryError("no room"), OSError("no disk")]
+    swapped, shown = threading.Event(), []
+
+    def fault() -> None:
+        if faults:
+            raise faults.pop(0)
+
+    def active() -> ActiveRelease | None:
+        shown.append(holder.status.error)
+        if len(faults) == 3:
+            fault()
+        return registry.active("m")
+
+    def load(release_id: str) -> Release:
+        fault()
+        return load_release(registry.get(release_id).directory)
+
+    def on_swap(_swap: Swap) -> None:
+        swapped.set()
+        raise RuntimeError("a callback's own fault")
+
+    holder: ReleaseHolder[Release] = ReleaseHolder(load, active, on_swap=on_swap)
+    registry.activate("m", "r1")
+    stop = threading.Event()
+    watcher = holder.watch(stop, database_url, poll_s=0.05)
+    assert swapped.wait(30)
+    assert watcher.is_alive()
+    stop.set()
+    watcher.join(30)
+    assert not watcher.is_alive()
+    assert [error.split(":")[0] for error in shown if error][:3] == ["RuntimeError", "MemoryError", "OSError"]
+    assert holder.status.release_id == "r1"

@@ -18,6 +18,7 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db import make_engine
+from byline.diffusion.model import directory_revision
 from byline.diffusion.tiny import write_tiny_pipeline
 from byline.jobs.runner import StageRunner
 from byline.jobs.store import JobStore
@@ -80,7 +81,7 @@ def bench(database_url: str, tiny_model: Path, curvature_cache: Path, tmp_path: 
     ]
     catalog.add_corpus("tiny")
     catalog.add_items("tiny", items)
-    catalog.add_model(ModelRecord("tiny", "tiny", tiny_model, "test"))
+    catalog.add_model(ModelRecord("tiny", "tiny", tiny_model, directory_revision(tiny_model)))
     teachers = TeacherBench(
         model_directory=tiny_model,
         cache_dir=curvature_cache,

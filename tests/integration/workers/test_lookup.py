@@ -16,15 +16,19 @@ import pytest
 import torch
 
 from byline.catalog.decode import decode_image
+from byline.catalog.store import CatalogStore
 from byline.config import load_settings
+from byline.db import make_engine, migrate
 from byline.diffusion.model import DiffusionModel
 from byline.features import FeatureExtractor, load_extractor
 from byline.jobs import Claim, Job, NewJob, Stage, State, Tier
 from byline.jobs.runner import Beat, Outcome, RunOutcome
+from byline.jobs.store import JobStore
 from byline.ranker.head import Head, HeadConfig, feature_blocks
 from byline.releases.builder import build_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
+from services.workers.child import WorkerChild
 from services.workers.lookup import LookupStage
 from services.workers.serving import Serving
 
@@ -271,3 +275,85 @@ def test_without_a_release_a_lookup_waits_for_another_attempt(
     assert world.run(job) is RunOutcome.RETRIED
     assert world.row(job).state is State.QUEUED
     assert world.row(job).error["reason"] == "NO_ACTIVE_RELEASE"  # type: ignore[index]
+
+
+def test_a_job_of_another_model_is_refused_and_not_answered_from_this_release(world: World) -> None:
+    job = world.job(model_id="another")
+    assert world.run(job) is RunOutcome.FAILED
+    assert world.row(job).error["reason"] == "MODEL_MISMATCH"  # type: ignore[index]
+    assert world.bench.jobs.results(job.id) == {}
+
+
+def child_of(world: World, url: str, queue: str = "lookup", **changes: Any) -> WorkerChild:
+    """A child as the parent process makes it, with a stop of its own; close it."""
+    settings = load_settings(
+        database_url=url, state_dir=world.root, model_id="tiny", corpus_id="tiny", feature_spec=FEATURES,
+        blob_dir=world.bench.blobs.root, **{"model_directory": world.model_directory, **changes},
+    )  # fmt: skip
+    return WorkerChild(queue, settings, "w1", threading.Event())
+
+
+def test_a_release_whose_loading_crashes_costs_no_job_and_is_served_once_it_loads(
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    job = world.job()
+    child = child_of(world, database_url)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("services.workers.serving.load_release", crashes)
+            child.start()
+            for _ in range(world.row(job).max_attempts + 1):
+                child.handle(str(job.id), Stage.LOOKUP)
+            assert (world.row(job).state, world.row(job).attempt) == (State.QUEUED, 0)
+        child.handle(str(job.id), Stage.LOOKUP)
+        assert world.row(job).state is State.SUCCEEDED
+    finally:
+        child.close()
+
+
+def test_a_generator_that_cannot_be_loaded_costs_no_verification(
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    job = world.job(tier=Tier.VERIFIED, candidates=3)
+    assert world.run(job) is RunOutcome.COMPLETED
+    child = child_of(world, database_url, "verification", verify_draws=16)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(DiffusionModel, "load", crashes)
+            child.start()
+            for _ in range(world.row(job).max_attempts + 1):
+                child.handle(str(job.id), Stage.VERIFY)
+            assert (world.row(job).state, world.row(job).stage) == (State.QUEUED, Stage.VERIFY)
+        child.handle(str(job.id), Stage.VERIFY)
+        assert world.row(job).state is State.SUCCEEDED
+    finally:
+        child.close()
+
+
+def test_a_child_that_starts_before_the_migrations_serves_after_them(
+    bench: Bench, extractor: FeatureExtractor, tiny_model: Path, tmp_path: Path, empty_database_url: str
+) -> None:
+    engine = make_engine(empty_database_url, 5)
+    late = replace(bench, engine=engine, jobs=JobStore(engine, {}), catalog=CatalogStore(engine))
+    world = World(late, extractor, tiny_model, tmp_path, empty_database_url)
+    child = child_of(world, empty_database_url)
+    try:
+        child.start()
+        child.handle(str(uuid.uuid4()), Stage.LOOKUP)
+        migrate(empty_database_url)
+        late.catalog.add_corpus("tiny")
+        late.catalog.add_items("tiny", late.items)
+        world.publish("r1")
+        world.registry.activate("tiny", "r1")
+        job = world.job()
+        child.handle(str(job.id), Stage.LOOKUP)
+        assert world.row(job).state is State.SUCCEEDED
+    finally:
+        child.close()
+        engine.dispose()

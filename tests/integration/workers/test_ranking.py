@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from byline.db import transaction
 from byline.errors import BylineError
@@ -117,3 +118,12 @@ def test_an_unknown_query_fails_at_once(bench: Bench, rank: RankStage) -> None:
     job = rank_job(bench, {"query_id": str(uuid.uuid4()), "candidate_ids": [1]})
     assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.FAILED
     assert bench.jobs.find(job.id).state is State.FAILED  # type: ignore[union-attr]
+
+
+def test_a_worker_with_another_revision_of_the_model_makes_no_label(bench: Bench, rank: RankStage) -> None:
+    job = rank_job(bench, {"query_id": str(add_query(bench)), "candidate_ids": [1, 2]})
+    with transaction(bench.engine) as connection:
+        connection.execute(text("UPDATE models SET revision = 'another'"))
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.FAILED
+    assert bench.jobs.find(job.id).error["reason"] == "MODEL_MISMATCH"  # type: ignore[union-attr,index]
+    assert RankingStore(bench.engine).teachers("tiny") == {}

@@ -32,7 +32,9 @@ def verify(bench: Bench) -> VerifyStage:
     )
 
 
-def retrieved_job(bench: Bench, *, top_k: int = 2, candidates: int = 5, release: str = "r1") -> Job:
+def retrieved_job(
+    bench: Bench, *, top_k: int = 2, candidates: int = 5, release: str = "r1", revision: str | None = None
+) -> Job:
     """A VERIFIED job whose lookup is done: its next stage waits for the teacher."""
     job, _ = bench.jobs.create(
         NewJob(
@@ -54,7 +56,7 @@ def retrieved_job(bench: Bench, *, top_k: int = 2, candidates: int = 5, release:
         influences,
         top_k=top_k,
         release_id=release,
-        model_revision="m",
+        model_revision=revision or bench.teachers.model_revision,
         not_attributable=False,
         noise_floor=None,
         timings_ms={},
@@ -77,6 +79,7 @@ def test_the_candidates_are_scored_and_ranked_by_tau(bench: Bench, verify: Verif
     answer = verified(bench, job)
     every = answer["influences"] + answer["candidates"]
     assert (answer["tier"], answer["release_id"], answer["draws"]) == ("VERIFIED", "r1", DRAWS)
+    assert answer["model_revision"] == bench.teachers.model_revision
     assert {one["item_id"] for one in every} == {str(item.item_id) for item in bench.items[:5]}
     taus = [one["tau"] for one in every]
     assert taus == sorted(taus, reverse=True)
@@ -163,3 +166,10 @@ def test_a_cancelled_job_stops_between_candidates_and_keeps_no_verified_answer(
     assert bench.runner().run(job.id, Stage.VERIFY, _interrupted(verify, cancel)) is RunOutcome.CANCELLED
     assert Stage.VERIFY not in bench.jobs.results(job.id)
     assert bench.jobs.find(job.id).state is State.CANCELLED  # type: ignore[union-attr]
+
+
+def test_an_answer_retrieved_from_another_revision_is_not_verified(bench: Bench, verify: VerifyStage) -> None:
+    job = retrieved_job(bench, revision="an-older-one")
+    assert bench.runner().run(job.id, Stage.VERIFY, verify) is RunOutcome.FAILED
+    assert bench.jobs.find(job.id).error["reason"] == "MODEL_MISMATCH"  # type: ignore[union-attr,index]
+    assert Stage.VERIFY not in bench.jobs.results(job.id)

@@ -76,20 +76,23 @@ def test_an_excluded_item_is_no_candidate_and_makes_room_for_the_next() -> None:
 def test_a_verified_answer_is_ordered_by_tau_and_keeps_the_retrieved_rank() -> None:
     found = answer([5, 4, 3], top_k=3)
     verified = verified_answer(
-        found, candidates_of(found, limit=3), scores([(5, -1.0), (4, 2.0), (3, 7.0)]), top_k=2, timings_ms={}
-    )
+        found, candidates_of(found, limit=3), scores([(5, -1.0), (4, 2.0), (3, 7.0)]),
+        top_k=2, model_revision="measured", timings_ms={},
+    )  # fmt: skip
     assert [(one["item_id"], one["rank"], one["retrieved_rank"]) for one in verified["influences"]] == [
         ("3", 1, 3),
         ("4", 2, 2),
     ]
     assert [one["item_id"] for one in verified["candidates"]] == ["5"]
-    assert verified["tier"] == "VERIFIED"
+    assert (verified["tier"], verified["model_revision"]) == ("VERIFIED", "measured")
     assert (verified["teacher_id"], verified["draws"]) == ("abu_plus/test", 8)
 
 
 def test_a_verified_answer_names_the_release_of_the_retrieved_one() -> None:
     found = answer([5], top_k=1)
-    verified = verified_answer(found, candidates_of(found, limit=1), scores([(5, 1.0)]), top_k=1, timings_ms={})
+    verified = verified_answer(
+        found, candidates_of(found, limit=1), scores([(5, 1.0)]), top_k=1, model_revision="measured", timings_ms={}
+    )
     assert verified["release_id"] == found["release_id"]
     assert verified["influences"][0]["cosine"] == found["influences"][0]["cosine"]
 
@@ -98,7 +101,7 @@ def test_equal_tau_is_ordered_by_item_id_whatever_order_the_teacher_used() -> No
     found = answer([5, 4, 3], top_k=3)
     candidates = candidates_of(found, limit=3)
     answers = [
-        verified_answer(found, candidates, scores(pairs), top_k=3, timings_ms={})
+        verified_answer(found, candidates, scores(pairs), top_k=3, model_revision="measured", timings_ms={})
         for pairs in ([(5, 1.0), (4, 1.0), (3, 1.0)], [(3, 1.0), (5, 1.0), (4, 1.0)])
     ]
     orders = [[one["item_id"] for one in verified["influences"]] for verified in answers]
@@ -110,7 +113,9 @@ def test_an_answer_never_holds_a_number_json_cannot_say(bad: float) -> None:
     found = answer([5, 4], top_k=2)
     ranking = scores([(5, 1.0), (4, bad)])
     ranking.standard_error[0] = bad
-    verified = verified_answer(found, candidates_of(found, limit=2), ranking, top_k=2, timings_ms={})
+    verified = verified_answer(
+        found, candidates_of(found, limit=2), ranking, top_k=2, model_revision="measured", timings_ms={}
+    )
     json.dumps(verified, allow_nan=False)
     assert [one["item_id"] for one in verified["influences"]] == ["5"]
     assert verified["influences"][0]["standard_error"] is None
