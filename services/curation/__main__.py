@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import func, select
 
@@ -25,7 +25,7 @@ from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.rankings.store import RankingStore
 from services.curation.loop import Curator
-from services.curation.plan import plan_queries
+from services.curation.plan import PlannedQuery, plan_queries
 from services.curation.produce import Labelling, Producer
 
 log = telemetry.get_logger(__name__)
@@ -43,11 +43,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def live_plan(
+    catalog: CatalogStore, rankings: RankingStore, corpus_id: str, model_id: str, seed: int
+) -> Iterator[PlannedQuery]:
+    """The plan from its start, by the corpus and the stored queries of this moment."""
+    # Withdrawn items stay in it: without them groups would fall apart and splits be drawn again.
+    items = catalog.items(corpus_id, include_withdrawn=True)
+    withdrawn = {item.item_id for item in items} - {item.item_id for item in catalog.items(corpus_id)}
+    return plan_queries(items, seed, rankings.splits_of_prompts(model_id), withdrawn)
+
+
 def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
     """Connect and load; waits for a corpus to be ingested first. None if ``stop`` was set meanwhile."""
     engine = make_engine(settings.database_url, pool_size=2, application="byline-curation")
     catalog, blobs = CatalogStore(engine), BlobStore(settings.blob_dir)
-    while not (items := catalog.items(settings.corpus_id)):
+    while not catalog.items(settings.corpus_id):
         if stop.wait(settings.curation_poll_seconds):
             return None
     import torch
@@ -89,7 +99,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
 
     return Curator(
         producer,
-        plan_queries(items, settings.seed),
+        lambda: live_plan(catalog, rankings, settings.corpus_id, settings.model_id, settings.seed),
         open_jobs,
         count_rankings,
         target_open=settings.curation_target_open,

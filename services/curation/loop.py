@@ -7,8 +7,9 @@ curation services, or a restarted one, never overshoot by more than one each.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 
 from byline.errors import BylineError
 from byline.telemetry import get_logger
@@ -20,15 +21,22 @@ log = get_logger(__name__)
 #: The test split is frozen: it is ranked on the full corpus by the snapshot's command, and a live
 #: ranking of a few hundred candidates must not change what releases are judged on.
 LIVE_SPLITS = ("train", "validation")
+#: How far a tick looks along the plan: a corpus may have no group in a live split at all.
+LOOK_AHEAD = 1_000_000
+#: The pause after unexpected errors doubles up to this many poll intervals.
+LONGEST_PAUSE = 32
 
 
 class Curator:
-    """``tick`` adds at most one ranking job; ``run`` ticks until asked to stop."""
+    """``tick`` adds at most one ranking job; ``run`` ticks until asked to stop.
+
+    ``plan`` starts the plan afresh, from the corpus and the stored splits as they are now.
+    """
 
     def __init__(
         self,
         producer: Producer,
-        plan: Iterable[PlannedQuery],
+        plan: Callable[[], Iterable[PlannedQuery]],
         open_jobs: Callable[[], int],
         rankings: Callable[[], int],
         *,
@@ -37,37 +45,42 @@ class Curator:
         splits: Collection[str] = LIVE_SPLITS,
     ) -> None:
         self._producer = producer
-        self._plan: Iterator[PlannedQuery] = iter(plan)
+        self._plan = plan
         self._open_jobs = open_jobs
         self._rankings = rankings
         self._target_open = target_open
         self._max_rankings = max_rankings
         self._splits = splits
-        self._pending: PlannedQuery | None = None
 
     def tick(self) -> bool:
         """Enqueue one query if there is room and budget; True if one was enqueued."""
         if self._open_jobs() >= self._target_open or self._rankings() >= self._max_rankings:
             return False
-        # Read anew each time: a sibling service walks the same plan. A query stays pending until it is
-        # enqueued, so one that failed on the way (database away) is not skipped.
+        # Read anew and walked from its start each time: a sibling service walks the same plan, items come
+        # and go, and a query that failed on the way (database away) or whose job ended in vain comes again.
         known = self._producer.known()
-        planned = self._pending
-        if planned is None or (planned.prompt, planned.seed) in known:
-            planned = next(p for p in self._plan if p.split in self._splits and (p.prompt, p.seed) not in known)
-        self._pending = planned
+        ahead = itertools.islice(self._plan(), LOOK_AHEAD)
+        planned = next((p for p in ahead if p.split in self._splits and (p.prompt, p.seed) not in known), None)
+        if planned is None:
+            return False
         job_id = self._producer.produce(planned)
-        self._pending = None
         log.info("query enqueued", job_id=str(job_id), split=planned.split, seed=planned.seed)
         return True
 
     def run(self, stop: threading.Event, poll_s: float) -> None:
-        """Tick until ``stop`` is set. A typed error (database away, model missing) is logged and retried."""
+        """Tick until ``stop`` is set. A typed error (database away, model missing) is logged and retried after
+        ``poll_s``, any other (torch, a full disk) with a pause that doubles each time."""
+        pause_s = poll_s
         while not stop.is_set():
+            again = False
             try:
                 again = self.tick()
+                pause_s = poll_s
             except BylineError as error:
                 log.warning("curation_tick_failed", reason=error.reason, error=error.message)
-                again = False
+                pause_s = poll_s
+            except Exception:
+                pause_s = min(2 * pause_s, LONGEST_PAUSE * poll_s)
+                log.exception("curation_tick_crashed", retry_s=pause_s)
             if not again:
-                stop.wait(poll_s)
+                stop.wait(pause_s)

@@ -7,8 +7,9 @@ makes it and whenever: the live service and the script behind the demo's snapsho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from byline.catalog.items import Item
 
 #: Shares of the splits, in the order they claim the unit interval.
 SPLITS = (("train", 0.70), ("validation", 0.12), ("test", 0.18))
+_NOTHING_STORED: Mapping[str, Collection[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PlannedQuery:
 
 
 def split_of(near_duplicate_group: int) -> str:
-    """The split of a group, by hash: a group never moves, whatever else is added."""
+    """The split of a group's name, by hash."""
     digest = hashlib.blake2b(f"split/{near_duplicate_group}".encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     for name, share in SPLITS:
@@ -63,22 +65,49 @@ def prompt_groups(items: Sequence[Item]) -> dict[str, int]:
     return {item.caption: smallest[find(f"caption/{item.caption}")] for item in items}
 
 
-def plan_queries(items: Sequence[Item], seed: int) -> Iterator[PlannedQuery]:
-    """An endless, reproducible sequence of queries from corpus captions.
+def split_of_captions(captions: Collection[str], group: int, stored: Mapping[str, Collection[str]]) -> str | None:
+    """The split of a prompt group: the one its captions have in ``stored``, by hash if they have none yet.
+
+    None if the stored ones disagree (an item that came later tied two groups together): whichever side
+    a new query took, it would leak from the other.
+    """
+    found = {split for caption in captions for split in stored.get(caption, ())}
+    if len(found) > 1:
+        return None
+    return found.pop() if found else split_of(group)
+
+
+def plan_queries(
+    items: Sequence[Item],
+    seed: int,
+    stored: Mapping[str, Collection[str]] = _NOTHING_STORED,
+    withdrawn: Collection[int] = frozenset(),
+) -> Iterator[PlannedQuery]:
+    """An endless, reproducible sequence of queries from corpus captions; empty if no caption may be used.
 
     Every round visits each prompt group once in an order given by ``seed``, with a caption of that
     group and a sampling seed of its own: more groups before more captions, since queries of one
     group teach the head the same thing.
+
+    ``items`` are all items ever, those ``withdrawn`` (ids) too: they still tie captions together, but a
+    caption of none but withdrawn items is passed over. ``stored`` gives the splits in which queries of a
+    caption are already: a group keeps its split when its name changes because items came or went.
     """
     groups: dict[int, list[str]] = {}
     for caption, group in sorted(prompt_groups(items).items()):
         groups.setdefault(group, []).append(caption)
+    splits = {group: split_of_captions(captions, group, stored) for group, captions in groups.items()}
+    usable = {item.caption for item in items if item.item_id not in withdrawn}
+    if not any(splits[group] and usable.intersection(captions) for group, captions in groups.items()):
+        return
     number = 0
     for round_ in range(1_000_000):
         order = np.random.default_rng([seed, round_]).permutation(sorted(groups))
         for group in order.tolist():
-            captions = groups[group]
-            yield PlannedQuery(captions[round_ % len(captions)], seed * 1_000_000 + number, group, split_of(group))
+            caption, split = groups[group][round_ % len(groups[group])], splits[group]
+            if split is not None and caption in usable:
+                yield PlannedQuery(caption, seed * 1_000_000 + number, group, split)
+            # Counted when passed over, too: the seeds of the others stay as they are.
             number += 1
 
 

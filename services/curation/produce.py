@@ -13,20 +13,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, String, cast, func, select
 
 from byline.catalog.blobs import BlobStore
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.jobs.model import NewJob
-from byline.jobs.states import Kind, Tier
+from byline.jobs.states import TERMINAL, Kind, Tier
 from byline.jobs.store import JobStore
 from byline.rankings.store import RankingStore
 from services.curation.plan import PlannedQuery
 
 #: Ranking jobs belong to no client; quotas and listings of clients never see them.
 PROJECT = "byline-curation"
+#: A query whose ranking ended this often without a label is left alone: it would fail for ever.
+MOST_ATTEMPTS = 5
 _QUERIES = Base.metadata.tables["queries"]
+_RANKINGS = Base.metadata.tables["rankings"]
+_JOBS = Base.metadata.tables["jobs"]
+_ENDED: ColumnElement[bool] = _JOBS.c.state.in_(sorted(TERMINAL))
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,30 @@ class Producer:
     job_ttl_s: float
 
     def known(self) -> frozenset[tuple[str, int]]:
-        """(prompt, seed) of every query there is already, from the snapshot or from this service."""
-        statement = select(_QUERIES.c.prompt, _QUERIES.c.seed).where(_QUERIES.c.model_id == self.model_id)
+        """(prompt, seed) of every query that needs no job: it has a ranking (from the snapshot or from this
+        service), a ranking job that has not ended, or ``MOST_ATTEMPTS`` jobs of this teacher that gave none."""
+        ranked = select(_RANKINGS.c.query_id).where(_RANKINGS.c.model_id == self.model_id)
+        # The parts of a request id, see ``produce``: reading the payloads, with all their candidates, is slow.
+        query_id, teacher = (func.split_part(_JOBS.c.request_id, "/", part) for part in (2, 3))
+        attempts = func.count().filter(teacher == self.labelling.teacher)
+        tried = (
+            select(query_id)
+            .where(_JOBS.c.project_id == PROJECT, _JOBS.c.kind == Kind.RANKING)
+            .group_by(query_id)
+            .having(func.bool_or(~_ENDED) | (attempts >= MOST_ATTEMPTS))
+        )
+        statement = select(_QUERIES.c.prompt, _QUERIES.c.seed).where(
+            _QUERIES.c.model_id == self.model_id,
+            _QUERIES.c.id.in_(ranked) | cast(_QUERIES.c.id, String).in_(tried),
+        )
         with transaction(self.engine) as connection:
             return frozenset((prompt, int(seed)) for prompt, seed in connection.execute(statement))
 
     def produce(self, planned: PlannedQuery) -> uuid.UUID:
-        """Enqueue the ranking of one planned query; returns the job's id. Doing it twice makes one job."""
+        """Enqueue the ranking of one planned query; returns the job's id.
+
+        Doing it again makes another job only if the ones before have ended (expired, failed, cancelled).
+        """
         picture = self.generate(planned)
         ids: Sequence[int] = self.candidates(planned, picture).tolist()
         digest = self.blobs.put(picture)
@@ -79,7 +101,7 @@ class Producer:
             )
             new = NewJob(
                 project_id=PROJECT,
-                request_id=f"rank/{query_id}/{self.labelling.teacher}",
+                request_id=f"rank/{query_id}/{self.labelling.teacher}/{_ended_jobs(connection, query_id)}",
                 model_id=self.model_id,
                 prompt=planned.prompt,
                 kind=Kind.RANKING,
@@ -99,3 +121,10 @@ class Producer:
             )
             [(job, _created)] = self.store.create_within(connection, [new])
         return job.id
+
+
+def _ended_jobs(connection: Connection, query_id: uuid.UUID) -> int:
+    """How many ranking jobs of this query have ended: the number of the next attempt."""
+    of_query = _JOBS.c.request_id.startswith(f"rank/{query_id}/", autoescape=True)
+    statement = select(func.count()).select_from(_JOBS).where(_JOBS.c.project_id == PROJECT, of_query, _ENDED)
+    return int(connection.execute(statement).scalar_one())

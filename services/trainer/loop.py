@@ -16,6 +16,8 @@ from services.trainer.refresh import RefreshOutcome
 from services.trainer.schedule import LastRefresh, RefreshRule, refresh_due
 
 log = get_logger(__name__)
+#: The pause after unexpected errors doubles up to this many poll intervals.
+LONGEST_PAUSE = 32
 
 
 class TrainerLoop:
@@ -32,12 +34,18 @@ class TrainerLoop:
         self._stop = stop
         self._poll_s = poll_s
         self._failed: LastRefresh | None = None
+        self._pauses = 1
 
     def run(self) -> None:
         """Until ``stop`` is set. A refresh that runs is finished first."""
         while not self._stop.is_set():
             self.step()
-            self._stop.wait(self._poll_s)
+            self._stop.wait(self.pause_s)
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until the next look: the poll interval, doubled with each unexpected error in a row."""
+        return self._poll_s * self._pauses
 
     def step(self) -> RefreshOutcome | None:
         """Refresh if it is due. Errors are logged; a refresh that failed is tried again when there is more to learn
@@ -47,9 +55,14 @@ class TrainerLoop:
         except DatabaseUnavailable as error:
             log.warning("database_away", error=error.message)
             return None
+        except Exception:
+            self._crashed("look_crashed")
+            return None
         now = self._now()
-        newest = max((known for known in (last, self._failed) if known), key=lambda known: known.at, default=None)
+        # Of two at one time the failure counts (max takes the first): it is the later news of that refresh.
+        newest = max((known for known in (self._failed, last) if known), key=lambda known: known.at, default=None)
         if not refresh_due(rankings, newest, now, self._rule):
+            self._pauses = 1
             return None
         log.info("refresh_started", rankings=rankings)
         try:
@@ -59,9 +72,17 @@ class TrainerLoop:
             self._failed = LastRefresh(rankings - 1, now)
             log.warning("refresh_failed", reason=error.reason, error=error.message)
             return None
-        self._failed = None
+        except Exception:
+            self._failed = LastRefresh(rankings - 1, now)
+            self._crashed("refresh_crashed")
+            return None
+        self._failed, self._pauses = None, 1
         report(outcome, (self._now() - now).total_seconds())
         return outcome
+
+    def _crashed(self, event: str) -> None:
+        self._pauses = min(2 * self._pauses, LONGEST_PAUSE)
+        log.exception(event, retry_s=self.pause_s)
 
 
 def report(outcome: RefreshOutcome, seconds: float) -> None:

@@ -180,6 +180,15 @@ class RankingStore:
             row = connection.execute(select(QUERIES).where(QUERIES.c.id == query_id)).mappings().first()
         return None if row is None else Query(**row)
 
+    def splits_of_prompts(self, model_id: str) -> dict[str, frozenset[str]]:
+        """The splits in which queries of each prompt are stored: one each, unless something went wrong before."""
+        statement = select(QUERIES.c.prompt, QUERIES.c.split).where(QUERIES.c.model_id == model_id).distinct()
+        found: dict[str, frozenset[str]] = {}
+        with transaction(self._engine) as connection:
+            for prompt, split in connection.execute(statement):
+                found[prompt] = found.get(prompt, frozenset()) | {split}
+        return found
+
     def counts(self, model_id: str, teacher_id: str | None = None) -> dict[str, int]:
         """Queries with at least one ranking (of this teacher, if named), by split; every split is a key."""
         statement = (

@@ -22,8 +22,10 @@ from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.loader import load_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
+from services.trainer.__main__ import last_refresh
 from services.trainer.gate import GateLimits
 from services.trainer.refresh import Refresher, RefreshSettings
+from services.trainer.schedule import LastRefresh
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS, LATENT = 160, 8
@@ -199,3 +201,25 @@ def test_without_validation_rankings_a_refresh_says_so(engine, world, tmp_path: 
     with pytest.raises(LabelsNotUsable, match="validation"):
         _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
     assert ReleaseRegistry(engine).list("toy") == []
+
+
+def test_a_candidate_left_unjudged_by_a_kill_does_not_hold_up_the_next_refresh(
+    engine, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    registry, refresher = ReleaseRegistry(engine), _refresher(engine, world, tmp_path)
+    assert last_refresh(registry, "toy") is None
+
+    def killed(*arguments: object) -> bool:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Refresher, "_publish", killed)
+        with pytest.raises(SystemExit):
+            refresher.run_once(now=NOW, seed=0)
+    assert [record.state for record in registry.list("toy")] == [ReleaseState.BUILT]
+    assert last_refresh(registry, "toy") is None
+    later = NOW + timedelta(minutes=1)
+    refresher.run_once(now=later, seed=0)
+    assert last_refresh(registry, "toy") == LastRefresh(32, later)

@@ -1,9 +1,11 @@
+import hashlib
 import itertools
+from typing import Any
 
 import numpy as np
 
 from byline.catalog.items import Item
-from services.curation.plan import choose_candidates, plan_queries, prompt_groups, split_of
+from services.curation.plan import PlannedQuery, choose_candidates, plan_queries, prompt_groups, split_of
 
 
 def corpus(n: int = 60) -> list[Item]:
@@ -59,3 +61,53 @@ def test_candidates_are_the_nearest_and_a_random_share_from_outside_them() -> No
     shuffled = rng.permutation(500)
     again = choose_candidates(query, ids[shuffled], features[shuffled], count=40, explore_share=0.0, seed=1)
     assert np.array_equal(again, nearest)
+
+
+def first_round(items: list[Item], **arguments: Any) -> list[PlannedQuery]:
+    """Every group once, as far as it may be used."""
+    return list(itertools.islice(plan_queries(items, 0, **arguments), len(set(prompt_groups(items).values()))))
+
+
+def thing(number: int, group: int) -> Item:
+    return Item(item_id=number, caption=f"thing {number}", near_duplicate_group=group)
+
+
+def test_the_plan_without_stored_splits_is_the_one_the_snapshot_was_made_from() -> None:
+    planned = list(itertools.islice(plan_queries(corpus(), 3), 12))
+    text = ";".join(f"{p.prompt},{p.seed},{p.near_duplicate_group},{p.split}" for p in planned)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "cda110da1f582a9e"
+
+
+def test_a_stored_group_keeps_its_split_when_an_added_item_renames_it() -> None:
+    items = [thing(n, n) for n in range(1000, 1040)]
+    before = {p.prompt: p.split for p in first_round(items)}
+    stored = {prompt: {split} for prompt, split in before.items()}
+    # Twenty items come with smaller ids: each shares a caption, and so names the group from now on.
+    added = [Item(item_id=n, caption=f"thing {1000 + n}") for n in range(20)]
+    redrawn = {p.prompt: p.split for p in first_round([*items, *added])}
+    assert redrawn != before
+    assert {p.prompt: p.split for p in first_round([*items, *added], stored=stored)} == before
+
+
+def test_withdrawing_the_item_that_ties_two_captions_does_not_untie_their_splits() -> None:
+    items = [thing(n, n) for n in range(40)]
+    ties = [Item(item_id=100 + n, caption=f"thing {n}", near_duplicate_group=n + 20) for n in range(20)]
+    planned = list(itertools.islice(plan_queries([*items, *ties], 0, withdrawn={tie.item_id for tie in ties}), 200))
+    splits = {p.prompt: p.split for p in planned}
+    assert len(splits) == 40
+    assert all(splits[f"thing {n}"] == splits[f"thing {n + 20}"] for n in range(20))
+
+
+def test_a_caption_of_withdrawn_items_only_is_never_used() -> None:
+    items = [thing(0, 0), thing(1, 0), thing(2, 2), Item(item_id=3, caption="thing 2", near_duplicate_group=2)]
+    prompts = {p.prompt for p in itertools.islice(plan_queries(items, 0, withdrawn={0, 2}), 50)}
+    assert prompts == {"thing 1", "thing 2"}
+    assert list(plan_queries(items, 0, withdrawn={0, 1, 2, 3})) == []
+
+
+def test_a_group_whose_stored_splits_disagree_gets_no_more_queries() -> None:
+    items = [thing(0, 0), thing(1, 1), thing(2, 2), Item(item_id=3, caption="thing 0", near_duplicate_group=1)]
+    stored = {"thing 0": {"train"}, "thing 1": {"test"}}
+    assert {p.prompt for p in itertools.islice(plan_queries(items, 0, stored), 50)} == {"thing 2"}
+    one_caption = {"thing 2": {"train", "test"}}
+    assert "thing 2" not in {p.prompt for p in itertools.islice(plan_queries(items, 0, one_caption), 50)}

@@ -30,7 +30,7 @@ class World:
                                 rule=RefreshRule(8, timedelta(hours=1)), stop=self.stop, poll_s=0.001)
 
     def counted(self) -> int:
-        if isinstance(self.error, DatabaseUnavailable):
+        if isinstance(self.error, DatabaseUnavailable | OSError):
             raise self.error
         return self.count
 
@@ -75,6 +75,42 @@ def test_a_lost_database_ends_nothing():
     assert world.loop.step() is None
     world.error = None
     assert world.loop.step() is OUTCOME
+
+
+def test_an_unexpected_error_of_a_refresh_counts_as_a_failed_refresh():
+    world = World()
+    world.error = RuntimeError("out of memory")
+    assert world.loop.step() is None and world.refreshes == 1
+    assert world.loop.pause_s == 0.002
+    assert world.loop.step() is None and world.refreshes == 1
+    assert world.loop.pause_s == 0.001
+    world.now += timedelta(hours=1)
+    world.error = None
+    assert world.loop.step() is OUTCOME
+
+
+def test_the_pause_grows_while_unexpected_errors_follow_each_other():
+    world = World()
+    world.error = OSError("disk full")
+    pauses = []
+    for _ in range(7):
+        assert world.loop.step() is None
+        pauses.append(round(world.loop.pause_s * 1000))
+    assert pauses == [2, 4, 8, 16, 32, 32, 32]
+    world.error = None
+    assert world.loop.step() is OUTCOME and world.loop.pause_s == 0.001
+
+
+def test_a_failure_after_the_candidate_was_recorded_is_tried_again_after_the_interval():
+    world = World()
+    world.error = LabelsNotUsable("could not be published")
+    world.last = LastRefresh(0, NOW - timedelta(days=1))
+    world.loop.step()
+    world.last = LastRefresh(world.count, NOW)
+    assert world.loop.step() is None and world.refreshes == 1
+    world.now += timedelta(hours=1)
+    world.loop.step()
+    assert world.refreshes == 2
 
 
 def test_a_stop_ends_the_loop():

@@ -1,0 +1,149 @@
+"""Queries become ranking jobs, again if need be: real Postgres, pictures and candidates made by arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, update
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.items import Item
+from byline.catalog.store import CatalogStore, ModelRecord
+from byline.db.models import Base
+from byline.db.session import make_engine, transaction
+from byline.jobs.store import JobStore
+from byline.rankings.store import RankingStore
+from services.curation.__main__ import live_plan
+from services.curation.plan import PlannedQuery
+from services.curation.produce import MOST_ATTEMPTS, Labelling, Producer
+
+PLANNED = PlannedQuery("a red kite", 7, 3, "train")
+KEY = (PLANNED.prompt, PLANNED.seed)
+JOBS = Base.metadata.tables["jobs"]
+QUERIES = Base.metadata.tables["queries"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A Ranking as a teacher gives it."""
+
+    item_ids: np.ndarray
+    tau: np.ndarray
+    standard_error: np.ndarray
+    tau_halves: np.ndarray | None = None
+    draws: int = 16
+    teacher_id: str = "abu_plus_linear/1"
+    candidate_set: str = "nearest-4"
+
+
+@pytest.fixture
+def engine(database_url: str, tmp_path: Path) -> Iterator[Engine]:
+    engine = make_engine(database_url)
+    catalog = CatalogStore(engine)
+    catalog.add_corpus("toy")
+    catalog.add_model(ModelRecord("toy", "toy", tmp_path / "model", "rev1"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def producer(engine: Engine, tmp_path: Path) -> Producer:
+    return Producer(
+        engine, JobStore(engine, {}), RankingStore(engine), BlobStore(tmp_path / "blobs"), "toy",
+        Labelling("abu_plus_linear", 16, {}), lambda planned: planned.prompt.encode(),
+        lambda planned, picture: np.arange(4, dtype=np.int64), 60.0,
+    )  # fmt: skip
+
+
+def _end(engine: Engine, job_id: uuid.UUID, state: str = "FAILED") -> None:
+    with transaction(engine) as connection:
+        connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(state=state))
+
+
+def _rank(engine: Engine, job_id: uuid.UUID) -> None:
+    with transaction(engine) as connection:
+        query = connection.execute(QUERIES.select()).mappings().one()
+        ones = np.ones(4, np.float32)
+        RankingStore(engine).add_ranking(connection, query["id"], Labels(np.arange(4), ones, ones), job_id)
+
+
+def test_a_query_with_an_unfinished_job_is_known_and_has_one_job(producer: Producer) -> None:
+    assert producer.known() == frozenset()
+    job = producer.produce(PLANNED)
+    assert producer.known() == {KEY}
+    assert producer.produce(PLANNED) == job
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
+def test_a_query_whose_job_ended_without_a_ranking_gets_another_job(
+    producer: Producer, engine: Engine, state: str
+) -> None:
+    first = producer.produce(PLANNED)
+    _end(engine, first, state)
+    assert producer.known() == frozenset()
+    second = producer.produce(PLANNED)
+    assert second != first and producer.known() == {KEY}
+
+
+def test_a_ranked_query_is_known_when_its_job_has_ended(producer: Producer, engine: Engine) -> None:
+    job = producer.produce(PLANNED)
+    _rank(engine, job)
+    _end(engine, job, "SUCCEEDED")
+    assert producer.known() == {KEY}
+
+
+def test_a_query_that_always_fails_is_left_alone_in_the_end(producer: Producer, engine: Engine) -> None:
+    jobs = set()
+    for _ in range(MOST_ATTEMPTS):
+        assert producer.known() == frozenset()
+        jobs.add(job := producer.produce(PLANNED))
+        _end(engine, job)
+    assert len(jobs) == MOST_ATTEMPTS and producer.known() == {KEY}
+
+
+def test_the_store_tells_in_which_splits_a_prompt_is(producer: Producer, engine: Engine) -> None:
+    producer.produce(PLANNED)
+    producer.produce(PlannedQuery(PLANNED.prompt, 8, 2, "test"))
+    producer.produce(PlannedQuery("a blue kite", 9, 4, "validation"))
+    splits = RankingStore(engine).splits_of_prompts("toy")
+    assert splits == {PLANNED.prompt: {"train", "test"}, "a blue kite": {"validation"}}
+    assert RankingStore(engine).splits_of_prompts("other") == {}
+
+
+def test_a_stored_test_caption_stays_a_test_caption_whatever_items_come_and_go(
+    producer: Producer, engine: Engine
+) -> None:
+    catalog = CatalogStore(engine)
+    catalog.add_items("toy", [Item(n, f"kite {n}", image_sha256=f"{n:064x}") for n in range(1000, 1030)])
+    rankings = RankingStore(engine)
+
+    def splits() -> dict[str, str]:
+        planned = itertools.islice(live_plan(catalog, rankings, "toy", "toy", 0), 120)
+        return {p.prompt: p.split for p in planned}
+
+    before = splits()
+    for planned in list(itertools.islice(live_plan(catalog, rankings, "toy", "toy", 0), 30)):
+        producer.produce(planned)
+    # Items with smaller ids rename every group; then the ones that held the names, and one caption, go.
+    catalog.add_items("toy", [Item(n, f"kite {1000 + n}", image_sha256=f"{n:064x}") for n in range(1, 30)])
+    assert splits() == before
+    catalog.withdraw([*range(1, 30), 1000])
+    assert splits() == {prompt: split for prompt, split in before.items() if prompt != "kite 1000"}
+
+
+def test_captions_tied_by_a_withdrawn_item_stay_in_one_split(engine: Engine) -> None:
+    catalog = CatalogStore(engine)
+    items = [Item(n, f"kite {n}", image_sha256=f"{n:064x}") for n in range(20)]
+    ties = [Item(100 + n, f"kite {n}", image_sha256=f"{100 + n:064x}", near_duplicate_group=n + 10) for n in range(10)]
+    catalog.add_items("toy", [*items, *ties])
+    catalog.withdraw([tie.item_id for tie in ties])
+    planned = itertools.islice(live_plan(catalog, RankingStore(engine), "toy", "toy", 0), 100)
+    splits = {p.prompt: p.split for p in planned}
+    assert len(splits) == 20
+    assert all(splits[f"kite {n}"] == splits[f"kite {n + 10}"] for n in range(10))

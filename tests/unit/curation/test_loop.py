@@ -1,0 +1,85 @@
+"""The curation loop goes on whatever one query does."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any, cast
+
+from byline.errors import DatabaseUnavailable
+from services.curation.loop import Curator
+from services.curation.plan import PlannedQuery
+from services.curation.produce import Producer
+
+PLAN = [PlannedQuery(f"thing {n}", n, n, split) for n, split in enumerate(["train", "test", "validation"])]
+
+
+class Producing:
+    """A producer that remembers, and fails with ``errors`` first."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.made: list[PlannedQuery] = []
+        self.without_job: set[PlannedQuery] = set()
+
+    def known(self) -> frozenset[tuple[str, int]]:
+        return frozenset((p.prompt, p.seed) for p in self.made if p not in self.without_job)
+
+    def produce(self, planned: PlannedQuery) -> uuid.UUID:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.made.append(planned)
+        return uuid.uuid4()
+
+
+class Stop(threading.Event):
+    """Notes the pauses asked for instead of waiting; set after ``pauses`` of them."""
+
+    def __init__(self, pauses: int) -> None:
+        super().__init__()
+        self.left = pauses
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        if len(self.waited) == self.left:
+            self.set()
+        return self.is_set()
+
+
+def curator(producing: Producing, plan: Any = lambda: PLAN, max_rankings: int = 10) -> Curator:
+    return Curator(
+        cast(Producer, producing), plan, lambda: 0, lambda: 0, target_open=2, max_rankings=max_rankings
+    )  # fmt: skip
+
+
+def test_an_unexpected_error_ends_nothing_and_the_pause_grows() -> None:
+    producing = Producing(RuntimeError("out of memory"), OSError("disk full"), RuntimeError("again"))
+    stop = Stop(pauses=4)
+    curator(producing).run(stop, poll_s=1.0)
+    assert stop.waited == [2.0, 4.0, 8.0, 1.0]
+    assert [p.prompt for p in producing.made] == ["thing 0", "thing 2"]
+
+
+def test_a_lost_database_is_asked_again_at_the_poll_interval() -> None:
+    producing = Producing(DatabaseUnavailable("away"), DatabaseUnavailable("away"))
+    stop = Stop(pauses=3)
+    curator(producing).run(stop, poll_s=1.0)
+    assert stop.waited == [1.0, 1.0, 1.0]
+    assert len(producing.made) == 2
+
+
+def test_a_query_whose_job_ended_in_vain_comes_again() -> None:
+    producing = Producing()
+    loop = curator(producing)
+    assert loop.tick() and loop.tick() and not loop.tick()
+    producing.without_job.add(PLAN[0])
+    assert loop.tick() and producing.made[-1] == PLAN[0]
+
+
+def test_a_plan_without_live_groups_ends_the_tick() -> None:
+    def all_test() -> Iterator[PlannedQuery]:
+        yield from (PlannedQuery(f"thing {n}", n, n, "test") for n in range(10))
+
+    assert not curator(Producing(), all_test).tick()
