@@ -58,13 +58,13 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
 
 
 def last_refresh(registry: ReleaseRegistry, model_id: str) -> LastRefresh | None:
-    """The newest candidate of the model that was judged, published or refused.
+    """The newest candidate of the model that was published or refused.
 
-    One that is still BUILT is the remains of a trainer that was killed before it could judge: its labels
-    are to be learnt from again.
+    One that is still BUILT or VALIDATED is the remains of a trainer that was killed before it had judged or
+    activated it: its labels are to be learnt from again.
     """
-    judged = (record for record in registry.list(model_id) if record.state is not ReleaseState.BUILT)
-    newest = next(judged, None)
+    unfinished = (ReleaseState.BUILT, ReleaseState.VALIDATED)
+    newest = next((record for record in registry.list(model_id) if record.state not in unfinished), None)
     return LastRefresh(newest.manifest.labels.queries, newest.created_at) if newest else None
 
 

@@ -40,6 +40,7 @@ def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,  # a prompt must not reach a log through a database error's message
         connect_args={
             "connect_timeout": 5,
             "application_name": application,
