@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from byline.catalog.decode import encode_png
 from byline.catalog.items import Item
 from byline.diffusion.model import DiffusionModel
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, read_snapshot, write_snapshot
@@ -100,13 +101,6 @@ def _score(job: tuple[int, Path]) -> tuple[int, np.ndarray]:
     start, path = job
     items: list[TeacherItem] = _worker["items"]
     return start, _teacher().replicates(_set_directions(path), items[start : start + CHUNK], chunk=CHUNK)
-
-
-def png(image: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def measure_agreement(
@@ -186,7 +180,7 @@ def main() -> None:
         [q.prompt for q in planned], [q.seed for q in planned],
         progress=lambda done, total: log.info("generated %d of %d queries", done, total),
     )  # fmt: skip
-    images = [png(p) for p in pictures]
+    images = [encode_png(p) for p in pictures]
 
     context = multiprocessing.get_context("spawn")
     with context.Pool(a.processes, _start, (a.model, a.corpus, settings)) as pool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from byline.catalog.decode import encode_png
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
 from byline.features.extractor import FeatureExtractor
@@ -30,9 +31,7 @@ class Generator:
     def __call__(self, planned: PlannedQuery) -> bytes:
         """PNG bytes of one sample; the same plan gives the same picture."""
         [picture] = self._model.generate([planned.prompt], [planned.seed], steps=self._steps, guidance=self._guidance)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
+        return encode_png(picture)
 
 
 class Prefilter:

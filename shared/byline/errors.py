@@ -240,13 +240,6 @@ class TierNotAvailable(InvalidRequest):
     reason = "TIER_NOT_AVAILABLE"
 
 
-class CorpusNotFound(BylineError):
-    """No such corpus is registered."""
-
-    reason = "CORPUS_NOT_FOUND"
-    code = "NOT_FOUND"
-
-
 class ItemNotFound(BylineError):
     """No such item in this corpus; a withdrawn item does not exist for callers."""
 

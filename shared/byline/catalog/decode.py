@@ -59,3 +59,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgb = image.convert("RGB")
     rgb.info.clear()
     return rgb
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Lossless PNG bytes of a picture: what a generated query is stored and submitted as."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -8,11 +8,9 @@ here computes an answer.
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from byline.catalog.blobs import BlobStore
+from byline.catalog.decode import encode_png
 from byline.catalog.ingest import ingest
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.cli.demo_lookups import SteadyLookups
@@ -40,7 +39,7 @@ from byline.embedded.discovery import discover
 from byline.errors import ServerNotStarted
 from byline.evaluation.result_file import git_commit, machine, write_result
 from byline.rankings.labelled import count_rankings
-from byline.rankings.snapshot import SnapshotQuery, import_snapshot, read_snapshot, write_snapshot
+from byline.rankings.snapshot import SnapshotQuery, import_snapshot, read_header, read_snapshot, write_snapshot
 from byline.releases.registry import ReleaseRecord, ReleaseRegistry
 
 #: What the demo asks of the services, unless the caller's environment says otherwise: small live
@@ -52,6 +51,8 @@ ENVIRONMENT = {
     "BYLINE_TORCH_THREADS": "2",
 }
 VERIFIED_QUERIES = 2
+#: Lookups that must name the new release before the swap counts as seen.
+ANSWERS_AFTER_SWAP = 10
 LIVE_RANKINGS = 2
 #: Share of the snapshot's training rankings that release 1 is trained on; the rest comes with the
 #: live ones, as a week's labels would.
@@ -116,7 +117,7 @@ def prepare_corpus(settings: Settings, engine: Engine) -> None:
 
 def add_labels(settings: Settings, engine: Engine, chosen: Sequence[SnapshotQuery]) -> None:
     """Import these rankings of the snapshot through the same door as ``byline labels import``."""
-    header, _ = read_snapshot(settings.labels_dir)
+    header = read_header(settings.labels_dir)
     model = CatalogStore(engine).model(settings.model_id)
     with tempfile.TemporaryDirectory() as folder:
         write_snapshot(Path(folder), header, chosen)
@@ -172,12 +173,9 @@ def held_out_prompts(settings: Settings, queries: Sequence[SnapshotQuery], count
             texts, seeds, steps=settings.curation_sampling_steps, guidance=settings.curation_guidance,
             progress=progress, batch=2,
         )  # fmt: skip
-    made = []
-    for text, seed, picture in zip(texts, seeds, pictures, strict=True):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        made.append(Prompt(text, seed, buffer.getvalue()))
-    return made
+    return [
+        Prompt(text, seed, encode_png(picture)) for text, seed, picture in zip(texts, seeds, pictures, strict=True)
+    ]
 
 
 def ask_fast(client: Client, prompts: Sequence[Prompt]) -> list[tuple[Any, float]]:
@@ -249,7 +247,8 @@ def refresh_under_load(
             console.print(f"  release {record.release_id}: {record.state}, {record.reason or 'passed the gate'}")
             if record.state == "ACTIVE":
                 releases.append(record)
-                lookups.wait_for_release(record.release_id, timeout_s=60)
+                if not lookups.wait_for_release(record.release_id, ANSWERS_AFTER_SWAP, timeout_s=60):
+                    raise ServerNotStarted(f"release {record.release_id} is active, but lookups do not answer from it")
     return {"live_rankings": fresh, **lookups.summary()}
 
 
@@ -365,7 +364,6 @@ def _report(
         f"mAP@{figures['map']['L']}: head {figures['map']['head']:.3f}, best raw "
         f"{max(figures['map']['raw'].values()):.3f}; {seconds:.0f} s in all"
     )
-    sys.stderr.flush()
 
 
 def _short(answer: Any) -> Any:

@@ -61,10 +61,12 @@ class SteadyLookups:
                     self._changed.notify_all()
             self._stop.wait(max(0.0, self._interval_s - (time.monotonic() - started)))
 
-    def wait_for_release(self, release_id: str, timeout_s: float) -> bool:
-        """Wait until an answer names this release; False if none did in time."""
+    def wait_for_release(self, release_id: str, count: int, timeout_s: float) -> bool:
+        """Wait until ``count`` answers name this release; False if they did not in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: any(r == release_id for _, r, _ in self._answers), timeout_s)
+            return self._changed.wait_for(
+                lambda: sum(named == release_id for _, named, _ in self._answers) >= count, timeout_s
+            )
 
     def summary(self) -> dict[str, Any]:
         """How many lookups ran, failed and mixed releases; by release, and the slowest in milliseconds."""

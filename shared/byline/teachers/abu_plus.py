@@ -83,7 +83,7 @@ class AbuPlus(NaturalGradientTeacher):
         check: Check = never_cancelled,
     ) -> NDArray[np.float64]:
         """Loss after minus loss before of each item and draw, float64 [n, draws]."""
-        edited = {f"{name}.weight": self._layers[name].weight + step * change for name, change in direction.items()}
+        edited = self._edited(direction, step)
         rows = []
         for done, item in enumerate(items):
             check()
@@ -98,7 +98,8 @@ class AbuPlus(NaturalGradientTeacher):
         unlike a probe of the candidates it is the same whichever candidates are asked about.
         Raises TeacherNotUsable when the weight change is lost in float rounding at every linear step.
         """
-        probe = [TeacherItem(QUERY_AS_ITEM, query.image, query.prompt)]
+        probe = TeacherItem(QUERY_AS_ITEM, query.image, query.prompt)
+        before = self._losses(probe, {})
         trials = []
         for exponent in (1, 0, -1, -2, -3, -4):
             step = 10.0**exponent / self.settings.corpus_size
@@ -106,13 +107,19 @@ class AbuPlus(NaturalGradientTeacher):
             if lost > 0.05:
                 trials.append(f"step {step:.3g}: {lost:.0%} of the change is lost in rounding")
                 continue
-            up, down, twice = (self.rise(direction, factor * step, probe)[0] for factor in (1.0, -1.0, 2.0))
+            up, down, twice = (
+                self._losses(probe, self._edited(direction, factor * step)) - before for factor in (1.0, -1.0, 2.0)
+            )
             size = float(np.linalg.norm(up)) or float("inf")
             departure = max(float(np.linalg.norm(up + down)), float(np.linalg.norm(twice - 2 * up)) / 2) / size
             if departure <= self.settings.linearity:
                 return step
             trials.append(f"step {step:.3g}: departs {departure:.2f} from linear")
         raise TeacherNotUsable("no unlearning step is both linear and representable: " + "; ".join(trials))
+
+    def _edited(self, direction: dict[str, torch.Tensor], step: float) -> dict[str, torch.Tensor]:
+        """The selected weights after a step along ``direction``, by parameter name."""
+        return {f"{name}.weight": self._layers[name].weight + step * change for name, change in direction.items()}
 
     def _lost_in_rounding(self, direction: dict[str, torch.Tensor], step: float) -> float:
         """Share of the weight change (norm) that float32 addition loses; 0 = nothing, 1 = all."""
@@ -125,12 +132,7 @@ class AbuPlus(NaturalGradientTeacher):
         return (lost / total) ** 0.5 if total > 0 else 1.0
 
     def _baseline(self, item: TeacherItem) -> NDArray[np.float64]:
-        """Losses under the unedited weights: the same for every query, so measured once per item.
-
-        Not kept for the query's own probe, whose picture differs from query to query.
-        """
-        if item.item_id == QUERY_AS_ITEM:
-            return self._losses(item, {})
+        """Losses under the unedited weights: the same for every query, so measured once per item."""
         key = f"{item.item_id}/{item.caption}"
         if key not in self._baselines:
             self._baselines[key] = self._losses(item, {})
