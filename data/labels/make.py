@@ -38,7 +38,7 @@ from byline.teachers import TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.first_order import AbuPlusLinear
-from byline.teachers.natural_gradient import AbuPlusSettings
+from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.ranking import summarise
 from byline.teachers.registry import ensure_curvature
 from services.curation.plan import plan_queries
@@ -71,7 +71,7 @@ def _teacher() -> AbuPlusLinear:
     return teacher
 
 
-def _start(model_directory: Path, corpus: Path, settings: AbuPlusSettings) -> None:
+def _start(model_directory: Path, corpus: Path, settings: UnlearningSettings) -> None:
     """Load what a worker process needs; one thread each, since two processes beat two threads here."""
     torch.set_num_threads(1)
     model = DiffusionModel.load(model_directory)
@@ -104,7 +104,7 @@ def _score(job: tuple[int, Path]) -> tuple[int, np.ndarray]:
 
 
 def measure_agreement(
-    model: DiffusionModel, curvature: Curvature, settings: AbuPlusSettings,
+    model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings,
     items: list[TeacherItem], queries: list[TeacherQuery], candidates: int, out: Path,
 ) -> None:  # fmt: skip
     """Exact form against first order on random candidates, and each against itself under other noise."""
@@ -161,7 +161,7 @@ def main() -> None:
     items, teacher_items = read_corpus(a.corpus)
     model = DiffusionModel.load(a.model)
     curvature = ensure_curvature(model, teacher_items, a.model / "curvature", seed=a.seed)
-    settings = AbuPlusSettings(
+    settings = UnlearningSettings(
         corpus_size=len(items), query_draws=a.query_draws, item_draws=a.draws, seed=a.seed, noise="shared"
     )
     if a.only_agreement:

@@ -22,7 +22,7 @@ from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, InvalidRequest, ModelMismatch, TeacherNotUsable
 from byline.teachers import Teacher, TeacherItem, load_teacher
 from byline.teachers.curvature import Curvature
-from byline.teachers.natural_gradient import AbuPlusSettings
+from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.registry import ensure_curvature, holds_curvature
 from byline.telemetry import get_logger
 
@@ -53,7 +53,7 @@ class TeacherBench:
         self._seed = seed
         self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
-        self._teachers: dict[tuple[str, AbuPlusSettings], Teacher] = {}
+        self._teachers: dict[tuple[str, UnlearningSettings], Teacher] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
 
@@ -103,7 +103,7 @@ class TeacherBench:
         overrides: Mapping[str, Any] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Teacher:
-        """The teacher ``name`` with ``draws`` noise draws per item; ``overrides`` are fields of AbuPlusSettings.
+        """The teacher ``name`` with ``draws`` noise draws per item; ``overrides`` are fields of UnlearningSettings.
 
         Fits the curvature first if the model has none (minutes, once); ``check`` is called meanwhile and may
         raise. Raises TeacherNotUsable, ModelNotUsable, InvalidRequest for an unknown override.
@@ -115,12 +115,12 @@ class TeacherBench:
             log.info("teacher_ready", teacher=self._teachers[key].teacher_id)
         return self._teachers[key]
 
-    def _settings(self, draws: int, overrides: dict[str, Any]) -> AbuPlusSettings:
+    def _settings(self, draws: int, overrides: dict[str, Any]) -> UnlearningSettings:
         if "corpus_size" in overrides:
-            base = AbuPlusSettings(corpus_size=int(overrides["corpus_size"]))
+            base = UnlearningSettings(corpus_size=int(overrides["corpus_size"]))
         else:
             # Withdrawn items count: the model was trained on them, and the step 1/N must not move with an opt-out.
-            base = AbuPlusSettings(corpus_size=len(self._catalog.items(self._corpus_id, include_withdrawn=True)))
+            base = UnlearningSettings(corpus_size=len(self._catalog.items(self._corpus_id, include_withdrawn=True)))
         if base.corpus_size < 1:
             raise TeacherNotUsable(f"corpus {self._corpus_id} holds no items", corpus_id=self._corpus_id)
         try:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature
-from byline.teachers.natural_gradient import AbuPlusSettings, NaturalGradientTeacher
+from byline.teachers.natural_gradient import UnlearningSettings, NaturalGradientTeacher
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -46,7 +46,7 @@ class AbuPlus(NaturalGradientTeacher):
     method = "abu_plus"
 
     def __init__(
-        self, model: DiffusionModel, curvature: Curvature, settings: AbuPlusSettings, batch: int = 128
+        self, model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings, batch: int = 128
     ) -> None:
         """See ``NaturalGradientTeacher``."""
         super().__init__(model, curvature, settings, batch)

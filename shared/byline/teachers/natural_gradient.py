@@ -22,12 +22,18 @@ from byline.teachers.ranking import TeacherQuery
 
 
 @dataclass(frozen=True)
-class AbuPlusSettings:
-    """Everything that changes a score.
+class UnlearningSettings:
+    """Everything that changes a score, but for the layers and the curvature (``Preconditioner``).
 
     ``corpus_size`` is N of the step 1 / N. ``query_draws`` (timestep, noise) pairs estimate the
-    query's gradient; ``item_draws`` the item's loss. ``linearity`` is the largest relative departure
-    from tau(2s) = 2 tau(s) and tau(-s) = -tau(s) that calibration accepts.
+    query's gradient; ``item_draws`` the item's loss. ``damping`` is relative to the mean eigenvalue
+    of a layer. ``antithetic`` noise comes in pairs (eps, -eps) at one timestep. ``aggregation`` over
+    timesteps: ``sum`` (as published: the mean rise of the loss), ``skew`` (each rise divided by the
+    sum of the losses before and after), ``unit`` (each draw's gradient at unit norm). ``flips``: the
+    item as it is, or both orientations and their ``max`` (as published) or ``mean``. ``linearity`` is
+    the largest relative departure from tau(2s) = 2 tau(s) and tau(-s) = -tau(s) that calibration
+    accepts. ``racing`` > 0 lets the exact form stop spending draws on candidates whose confidence
+    interval lies below the boundary of the top ``racing``.
     """
 
     corpus_size: int
@@ -37,7 +43,11 @@ class AbuPlusSettings:
     damping: float = 0.1
     seed: int = 0
     noise: Literal["item", "shared"] = "item"
+    antithetic: bool = False
+    aggregation: Literal["sum", "skew", "unit"] = "sum"
+    flips: Literal["none", "max", "mean"] = "none"
     linearity: float = 0.1
+    racing: int = 0
 
     def digest(self) -> str:
         """First 8 hex digits over all fields, for the teacher id."""
@@ -79,7 +89,7 @@ class NaturalGradientTeacher:
     method: ClassVar[str]
 
     def __init__(
-        self, model: DiffusionModel, curvature: Curvature, settings: AbuPlusSettings, batch: int = 128
+        self, model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings, batch: int = 128
     ) -> None:
         """Raises TeacherNotUsable for settings that do not fit together or curvature of another model."""
         if settings.item_draws % settings.replicates:

@@ -15,16 +15,16 @@ from byline.errors import TeacherNotUsable
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature, fit_curvature
 from byline.teachers.first_order import AbuPlusLinear
-from byline.teachers.natural_gradient import AbuPlusSettings
+from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.ranking import Progress, Teacher, TeacherItem, ignore_progress
 
-TEACHERS: dict[str, Callable[[DiffusionModel, Curvature, AbuPlusSettings], AbuPlus | AbuPlusLinear]] = {
+TEACHERS: dict[str, Callable[[DiffusionModel, Curvature, UnlearningSettings], AbuPlus | AbuPlusLinear]] = {
     "abu_plus": AbuPlus,
     "abu_plus_linear": AbuPlusLinear,
 }
 
 
-def load_teacher(name: str, model: DiffusionModel, curvature_directory: Path, settings: AbuPlusSettings) -> Teacher:
+def load_teacher(name: str, model: DiffusionModel, curvature_directory: Path, settings: UnlearningSettings) -> Teacher:
     """A registered teacher on already fitted curvature.
 
     Raises TeacherNotUsable for an unknown name or curvature of another model revision.

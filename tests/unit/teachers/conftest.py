@@ -11,7 +11,7 @@ from byline.diffusion.model import DiffusionModel
 from byline.diffusion.tiny import write_tiny_pipeline
 from byline.teachers import TeacherItem, TeacherQuery
 from byline.teachers.curvature import Curvature, fit_curvature
-from byline.teachers.natural_gradient import AbuPlusSettings
+from byline.teachers.natural_gradient import UnlearningSettings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bench:
     items: list[TeacherItem]
     query: TeacherQuery
     curvature: Curvature
-    settings: AbuPlusSettings
+    settings: UnlearningSettings
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +32,5 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     latents = model.encode_images([item.image for item in items])
     states = model.encode_prompts([item.caption for item in items])
     curvature = fit_curvature(model, latents, states, samples=512, seed=0)
-    settings = AbuPlusSettings(corpus_size=24, query_draws=64, item_draws=16)
+    settings = UnlearningSettings(corpus_size=24, query_draws=64, item_draws=16)
     return Bench(model, items, TeacherQuery(items[3].image, items[3].caption), curvature, settings)
