@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.curvature import Curvature
-from byline.teachers.natural_gradient import UnlearningSettings, NaturalGradientTeacher
+from byline.teachers.natural_gradient import NaturalGradientTeacher, UnlearningSettings
+from byline.teachers.preconditioner import Preconditioner
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -46,7 +46,7 @@ class AbuPlus(NaturalGradientTeacher):
     method = "abu_plus"
 
     def __init__(
-        self, model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings, batch: int = 128
+        self, model: DiffusionModel, curvature: Preconditioner, settings: UnlearningSettings, batch: int = 128
     ) -> None:
         """See ``NaturalGradientTeacher``."""
         super().__init__(model, curvature, settings, batch)
@@ -119,13 +119,17 @@ class AbuPlus(NaturalGradientTeacher):
 
     def _edited(self, direction: dict[str, torch.Tensor], step: float) -> dict[str, torch.Tensor]:
         """The selected weights after a step along ``direction``, by parameter name."""
-        return {f"{name}.weight": self._layers[name].weight + step * change for name, change in direction.items()}
+        edited: dict[str, torch.Tensor] = {}
+        for name, change in direction.items():
+            layer = self._layers[name]
+            edited |= layer.parameters(layer.matrix() + step * change)
+        return edited
 
     def _lost_in_rounding(self, direction: dict[str, torch.Tensor], step: float) -> float:
         """Share of the weight change (norm) that float32 addition loses; 0 = nothing, 1 = all."""
         lost = total = 0.0
         for name, change in direction.items():
-            weight = self._layers[name].weight
+            weight = self._layers[name].matrix()
             applied = (weight + step * change) - weight
             lost += float((applied - step * change).double().pow(2).sum())
             total += float((step * change).double().pow(2).sum())

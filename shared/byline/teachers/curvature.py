@@ -20,8 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,8 +29,9 @@ from safetensors.torch import load_file, save_file
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.layers import capture, select_layers, weight_gradients
+from byline.teachers.layers import SELECTIONS, capture, select_layers, weight_gradients
 from byline.teachers.noise import NoiseScheme
+from byline.teachers.preconditioner import refuse_unless_included
 from byline.teachers.ranking import Progress, ignore_progress
 
 #: File names and keys of the layout published factor folders use (reference/method.md §3.2).
@@ -51,6 +52,12 @@ class LayerFactors:
         return self.gradient @ (rotated / (self.eigenvalues + damping * self.eigenvalues.mean())) @ self.activation.T
 
 
+    def whiten(self, gradients: torch.Tensor, damping: float) -> torch.Tensor:
+        """(U_B^T G U_A) / sqrt(S + damping * mean S), for gradients [..., out, in]."""
+        rotated = self.gradient.T @ gradients @ self.activation
+        return rotated / (self.eigenvalues + damping * self.eigenvalues.mean()).sqrt()
+
+
 @dataclass(frozen=True)
 class Curvature:
     """Factors of every selected layer, and what they were fitted on."""
@@ -69,6 +76,16 @@ class Curvature:
     def precondition(self, gradients: dict[str, torch.Tensor], damping: float = 0.1) -> dict[str, torch.Tensor]:
         """Natural gradients: for every layer [..., out, in] to [..., out, in]."""
         return {n: self.layers[n].precondition(g, damping) for n, g in gradients.items()}
+
+    def whiten(self, gradients: dict[str, torch.Tensor], damping: float = 0.1) -> dict[str, torch.Tensor]:
+        """Coordinates in the eigenbasis over the root of the damped eigenvalues; see ``Preconditioner``."""
+        return {n: self.layers[n].whiten(g, damping) for n, g in gradients.items()}
+
+    def restrict(self, selection: str) -> Curvature:
+        """The factors of a smaller selection; see ``Preconditioner``. EK-FAC is block-diagonal by layer."""
+        refuse_unless_included("this curvature", self.selection, selection)
+        kept = {n: f for n, f in self.layers.items() if SELECTIONS[selection](n)}
+        return replace(self, layers=kept, selection=selection)
 
     def save(self, directory: Path) -> None:
         """Write four safetensors in the published layout, and ``manifest.json`` with their digests.
@@ -157,7 +174,7 @@ def fit_curvature(
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))
     outputs = latents[0].numel()
 
-    def passes(visit: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None], offset: int) -> None:
+    def passes(visit: Callable[[Mapping[str, torch.Tensor], dict[str, torch.Tensor]], None], offset: int) -> None:
         for start in range(0, samples, batch):
             rows = [s for s in range(start, min(start + batch, samples))]
             chosen = order[torch.tensor(rows) % len(latents)]
@@ -176,7 +193,7 @@ def fit_curvature(
     gradient: dict[str, torch.Tensor] = {}
     same_input: dict[str, str] = {}
 
-    def add_covariances(inputs: dict[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
+    def add_covariances(inputs: Mapping[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
         if not same_input:
             same_input.update(_first_with_same_input(inputs))
         for name, delta in deltas.items():
@@ -191,7 +208,7 @@ def fit_curvature(
     bases = {n: (shared[same_input[n]], eigenvectors(gradient[n])) for n in layers}
     eigenvalues = {n: torch.zeros(b.shape[0], a.shape[0], device=model.device) for n, (a, b) in bases.items()}
 
-    def add_eigenvalues(inputs: dict[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
+    def add_eigenvalues(inputs: Mapping[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
         rotated_inputs = {n: inputs[n] @ bases[n][0] for n in deltas}
         rotated_deltas = {n: deltas[n] @ bases[n][1] for n in deltas}
         for name, g in weight_gradients(rotated_inputs, rotated_deltas).items():
@@ -223,7 +240,7 @@ def _coprime(n: int) -> int:
     return step
 
 
-def _first_with_same_input(inputs: dict[str, torch.Tensor]) -> dict[str, str]:
+def _first_with_same_input(inputs: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """For each layer the first layer that read the very same tensor values in this pass."""
     first: dict[str, str] = {}
     for name, value in inputs.items():

@@ -15,9 +15,9 @@ import torch
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.curvature import Curvature
 from byline.teachers.layers import capture, select_layers, weight_gradients
 from byline.teachers.noise import NoiseScheme
+from byline.teachers.preconditioner import Preconditioner
 from byline.teachers.ranking import TeacherQuery
 
 
@@ -55,9 +55,9 @@ class UnlearningSettings:
 
 
 def query_gradient(
-    model: DiffusionModel, curvature: Curvature, query: TeacherQuery, draws: int, seed: int, batch: int = 64
+    model: DiffusionModel, curvature: Preconditioner, query: TeacherQuery, draws: int, seed: int, batch: int = 64
 ) -> dict[str, torch.Tensor]:
-    """E[grad L(query)] over ``draws`` stratified (timestep, noise) pairs; per layer [out, in].
+    """E[grad L(query)] over ``draws`` stratified (timestep, noise) pairs; per layer [rows, columns].
 
     The query's noise has a key of its own and is never an item's: sharing it is biased (C3).
     """
@@ -65,7 +65,7 @@ def query_gradient(
     scheme = NoiseScheme("item", seed, draws, 1)
     latent = model.encode_images([query.image])
     states = model.encode_prompts([query.prompt])
-    total = {n: torch.zeros_like(layer.weight) for n, layer in layers.items()}
+    total = {n: torch.zeros(layer.rows, layer.columns, device=model.device) for n, layer in layers.items()}
     for start in range(0, draws, batch):
         indices = range(start, min(start + batch, draws))
         timesteps, noise = scheme.draw("query", indices, model.latent_shape, model.num_timesteps)
@@ -89,7 +89,7 @@ class NaturalGradientTeacher:
     method: ClassVar[str]
 
     def __init__(
-        self, model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings, batch: int = 128
+        self, model: DiffusionModel, curvature: Preconditioner, settings: UnlearningSettings, batch: int = 128
     ) -> None:
         """Raises TeacherNotUsable for settings that do not fit together or curvature of another model."""
         if settings.item_draws % settings.replicates:
@@ -109,7 +109,7 @@ class NaturalGradientTeacher:
         return f"{self.method}/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
 
     def direction(self, query: TeacherQuery) -> dict[str, torch.Tensor]:
-        """The natural-gradient ascent direction (F + damping)^-1 grad L(query), per layer [out, in]."""
+        """The natural-gradient ascent direction (F + damping)^-1 grad L(query), per layer [rows, columns]."""
         gradient = query_gradient(
             self.model, self.curvature, query, self.settings.query_draws, self.settings.seed, self.batch
         )
