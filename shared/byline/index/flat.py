@@ -122,6 +122,16 @@ class FlatIndex:
             scores[row, :k] = score[order]
             ids[row, :k] = self._ids[position[order]]
 
+    def vectors(self, ids: Ids) -> Vectors:
+        """The vectors [n, d] of ``ids`` [n], in their order. KeyError names an id that is not held."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        positions = np.minimum(np.searchsorted(self._ids, wanted), max(self.ntotal - 1, 0))
+        unknown = wanted[self._ids[positions] != wanted] if self.ntotal else wanted
+        if len(unknown):
+            raise KeyError(f"item {unknown[0]} is not in the index")
+        found: Vectors = self._flat.reconstruct_batch(positions) if len(wanted) else np.empty((0, self.dim), np.float32)
+        return found
+
     def save(self, path: Path) -> None:
         """Write the index to one file."""
         faiss.write_index(self._index, str(path))

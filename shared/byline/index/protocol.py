@@ -50,6 +50,9 @@ class VectorIndex(Protocol):
         on which other queries are in the batch. Safe for concurrent readers.
         """
 
+    def vectors(self, ids: Ids) -> Vectors:
+        """The vectors [n, d] of ``ids`` [n], in their order. KeyError names an id that is not held."""
+
     def save(self, path: Path) -> None:
         """Write one file."""
 

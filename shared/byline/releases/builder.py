@@ -33,11 +33,13 @@ from byline.releases.manifest import (
     HEAD,
     MANIFEST,
     REQUIRED_FILES,
+    SKETCH_FILES,
     LabelSet,
     ReleaseManifest,
     file_entry,
     make_release_id,
 )
+from byline.releases.sketches import SketchParts, write_sketches
 
 Features = NDArray[np.float32]
 
@@ -64,12 +66,14 @@ def build_release(
     created_at: datetime,
     git_sha: str = "",
     index_factory: str = "Flat",
+    sketches: SketchParts | None = None,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
     ``golden_features`` [g, d_in], g ≥ 1, are query features whose answers are recorded. The default id is
-    time plus digest of the contents. FeatureMismatch when ids, features and catalogue do not belong together;
-    ReleaseNotEligible when the release exists already. Returns the directory.
+    time plus digest of the contents. With ``sketches`` the release serves the ESTIMATED tier. FeatureMismatch
+    when ids, features, sketches and catalogue do not belong together; ReleaseNotEligible when the release
+    exists already. Returns the directory.
     """
     ids = np.asarray(item_ids, dtype=np.int64)
     if {item.item_id for item in catalogue} != set(ids.tolist()) or len(catalogue) != len(ids):
@@ -83,8 +87,12 @@ def build_release(
     try:
         index = build_index(ids, head.embed_items(item_features), index_factory)
         _write_parts(working, head, index, catalogue, calibrator, golden_features)
-        files = {name: file_entry(working / name) for name in REQUIRED_FILES}
-        digests = [files[name].sha256 for name in REQUIRED_FILES]
+        names: tuple[str, ...] = REQUIRED_FILES
+        if sketches is not None:
+            write_sketches(working, sketches, ids)
+            names += SKETCH_FILES
+        files = {name: file_entry(working / name) for name in names}
+        digests = [files[name].sha256 for name in names]
         manifest = ReleaseManifest(
             release_id=release_id or make_release_id(created_at, model_id, model_revision, *digests),
             model_id=model_id,
@@ -102,10 +110,11 @@ def build_release(
             labels=LabelSet.model_validate(labels),
             metrics=dict(metrics),
             git_sha=git_sha,
+            sketches=None if sketches is None else sketches.section,
             files=files,
         )
         manifest.write(working)
-        return _publish(working, root / manifest.release_id)
+        return _publish(working, root / manifest.release_id, (*names, MANIFEST))
     finally:
         if working.exists():
             working.chmod(0o755)
@@ -126,9 +135,9 @@ def _write_parts(
     golden.save(working / GOLDEN)
 
 
-def _publish(working: Path, target: Path) -> Path:
+def _publish(working: Path, target: Path, names: Sequence[str]) -> Path:
     """Flush, protect and rename. The rename is the moment the release exists."""
-    for name in (*REQUIRED_FILES, MANIFEST):
+    for name in names:
         with (working / name).open("rb") as file:
             os.fsync(file.fileno())
         (working / name).chmod(0o444)

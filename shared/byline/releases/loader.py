@@ -23,6 +23,7 @@ from byline.ranker.head import Head, load_head
 from byline.releases.catalogue import read_catalogue
 from byline.releases.golden import GoldenQueries
 from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest, verify_files
+from byline.releases.sketches import ReleaseSketches, open_sketches
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Release:
     index: VectorIndex
     catalogue: Mapping[int, Item]
     calibrator: Mapping[str, Any]
+    #: None where the release does not serve the ESTIMATED tier.
+    sketches: ReleaseSketches | None = None
 
     @property
     def release_id(self) -> str:
@@ -97,6 +100,7 @@ def load_release(directory: Path, mmap: bool = True, expected: ReleaseManifest |
         index=load_index(directory / EMBEDDINGS, manifest.index_factory, mmap),
         catalogue=read_catalogue(directory / CATALOGUE),
         calibrator=_read_calibrator(directory / CALIBRATOR),
+        sketches=open_sketches(directory, manifest, mmap),
     )
     _check_fit(release)
     GoldenQueries.load(directory / GOLDEN).check(lambda features, k: release.index.search(release.embed(features), k))
@@ -119,11 +123,14 @@ def _check_fit(release: Release) -> None:
                 f"{name} of release {manifest.release_id} is {found}, the manifest says {stated}",
                 release_id=manifest.release_id,
             )
-    if not np.array_equal(index.ids, np.fromiter(release.catalogue, dtype=np.int64, count=len(release.catalogue))):
-        raise ReleaseCorrupt(
-            f"index and catalogue of release {manifest.release_id} name different items",
-            release_id=manifest.release_id,
-        )
+    catalogue = np.fromiter(release.catalogue, dtype=np.int64, count=len(release.catalogue))
+    indexes = {"index": index} | ({"sketch index": release.sketches.index} if release.sketches else {})
+    for name, held in indexes.items():
+        if not np.array_equal(held.ids, catalogue):
+            raise ReleaseCorrupt(
+                f"{name} and catalogue of release {manifest.release_id} name different items",
+                release_id=manifest.release_id,
+            )
 
 
 def _read_calibrator(path: Path) -> Mapping[str, Any]:

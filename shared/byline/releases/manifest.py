@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from byline.errors import ReleaseCorrupt
 
@@ -24,9 +24,12 @@ EMBEDDINGS = "embeddings.faiss"
 CATALOGUE = "catalogue.parquet"
 CALIBRATOR = "calibrator.json"
 GOLDEN = "golden.safetensors"
-#: Optional: present once a release serves the ESTIMATED tier.
-SKETCHES = "sketches.faiss"
 REQUIRED_FILES = (HEAD, EMBEDDINGS, CATALOGUE, CALIBRATOR, GOLDEN)
+#: All three or none: a release that has them serves the ESTIMATED tier.
+SKETCHES = "sketches.faiss"
+SKETCH_BASIS = "sketch_basis.safetensors"
+SKETCH_GOLDEN = "sketch_golden.safetensors"
+SKETCH_FILES = (SKETCHES, SKETCH_BASIS, SKETCH_GOLDEN)
 
 _ReleaseId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 _FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9]+$")]
@@ -51,6 +54,23 @@ class LabelSet(BaseModel):
     digest: str
 
 
+class SketchSection(BaseModel):
+    """What the sketches of a release are, and how near to the teacher they come.
+
+    ``teacher_id`` is the teacher they were fitted from, ``selection`` the layers whose gradients they hold,
+    ``query_draws`` the noise draws of the queries that ``fidelity`` was measured with (against the teacher's
+    ranking of the whole corpus: ``map100``, ``spearman`` …, by name).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher_id: str
+    dimensions: int = Field(gt=0)
+    selection: str
+    query_draws: int = Field(ge=0)
+    fidelity: dict[str, float] = Field(default_factory=dict)
+
+
 class ReleaseManifest(BaseModel):
     """The whole description of one release. Immutable; unknown fields are refused."""
 
@@ -73,6 +93,8 @@ class ReleaseManifest(BaseModel):
     labels: LabelSet
     metrics: dict[str, Any] = Field(default_factory=dict)
     git_sha: str = ""
+    #: None: the release has no sketches and cannot serve the ESTIMATED tier.
+    sketches: SketchSection | None = None
     files: dict[_FileName, FileEntry]
 
     @field_validator("created_at")
@@ -96,6 +118,13 @@ class ReleaseManifest(BaseModel):
         if missing:
             raise ValueError(f"lacks {', '.join(missing)}")
         return value
+
+    @model_validator(mode="after")
+    def _whole_sketches(self) -> ReleaseManifest:
+        wanted = set(SKETCH_FILES) if self.sketches is not None else set()
+        if set(SKETCH_FILES) & set(self.files) != wanted:
+            raise ValueError(f"section sketches and files {', '.join(SKETCH_FILES)} come together or not at all")
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as stored in ``releases.manifest`` and in the file."""

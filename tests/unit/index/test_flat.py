@@ -99,3 +99,15 @@ def test_vectors_that_do_not_fit_are_refused(index: FlatIndex) -> None:
         build_index(np.array([1, 1], dtype=np.int64), VECTORS[:2])
     with pytest.raises(ValueError, match="finite"):
         build_index(IDS[:1], np.full((1, 4), np.inf, dtype=np.float32))
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_vectors_come_back_by_id_as_they_were_given(index: FlatIndex, tmp_path: Path, mmap: bool) -> None:
+    index.save(tmp_path / "index")
+    again = FlatIndex.load(tmp_path / "index", mmap)
+    rows = RNG.permutation(3000)[:50]
+    np.testing.assert_array_equal(again.vectors(IDS[rows]), VECTORS[rows])
+    assert again.vectors(IDS[:0]).shape == (0, 24)
+    for unknown in (int(IDS.max()) + 1, -5):
+        with pytest.raises(KeyError, match=str(unknown)):
+            again.vectors(np.array([IDS[0], unknown]))

@@ -1,0 +1,109 @@
+"""The part of a release that serves the ESTIMATED tier: item sketches as an index, and the basis they stand in.
+
+Why it exists: a query's sketch can only be compared with item sketches made in the same basis, so both travel
+in one release, are verified together and swapped together. A release without them is whole, too.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from byline.errors import FeatureMismatch, ReleaseCorrupt
+from byline.index import VectorIndex, build_index, load_index
+from byline.releases.golden import GoldenQueries
+from byline.releases.manifest import SKETCH_BASIS, SKETCH_GOLDEN, SKETCHES, ReleaseManifest, SketchSection
+
+#: Sketches of items that are asked as golden queries, spread over the corpus.
+GOLDEN_SKETCHES = 4
+
+
+@dataclass(frozen=True)
+class SketchParts:
+    """What a release with sketches is built from.
+
+    ``item_ids`` int64 [n] are the items of the release, in any order; ``sketches`` [n, d]; ``basis`` is the file
+    of the basis they stand in, copied as it is.
+    """
+
+    item_ids: NDArray[np.int64]
+    sketches: NDArray[np.float32]
+    basis: Path
+    section: SketchSection
+
+
+@dataclass(frozen=True)
+class ReleaseSketches:
+    """The sketches of an opened release."""
+
+    section: SketchSection
+    index: VectorIndex
+    basis: Path
+
+
+def section_of(
+    *, teacher_id: str, dimensions: int, selection: str, query_draws: int, fidelity: Mapping[str, object]
+) -> SketchSection:
+    """The manifest's section; of ``fidelity`` only the finite numbers, because JSON has no others."""
+    measured = {
+        name: float(value)
+        for name, value in fidelity.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return SketchSection(
+        teacher_id=teacher_id, dimensions=dimensions, selection=selection, query_draws=query_draws, fidelity=measured
+    )
+
+
+def write_sketches(directory: Path, parts: SketchParts, item_ids: NDArray[np.int64]) -> None:
+    """Write index, basis and golden queries into a release that is being built of ``item_ids``.
+
+    FeatureMismatch when the sketches are of other items or of another width than their section says.
+    """
+    if not np.array_equal(np.sort(parts.item_ids), np.sort(item_ids)):
+        raise FeatureMismatch(f"{len(parts.item_ids)} sketches and {len(item_ids)} items of the release do not match")
+    if parts.sketches.shape != (len(parts.item_ids), parts.section.dimensions):
+        raise FeatureMismatch(
+            f"sketches of shape {parts.sketches.shape} are not {len(parts.item_ids)} x {parts.section.dimensions}"
+        )
+    sketches = np.asarray(parts.sketches, dtype=np.float32)
+    index = build_index(parts.item_ids, sketches)
+    index.save(directory / SKETCHES)
+    shutil.copyfile(parts.basis, directory / SKETCH_BASIS)
+    asked = sketches[np.linspace(0, len(sketches) - 1, min(GOLDEN_SKETCHES, len(sketches))).astype(int)]
+    # Scaled so that an item scores 1 against itself: the tolerance of golden queries is an absolute one, too.
+    asked = asked / np.maximum((asked**2).sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    GoldenQueries.record(asked, index.search, index.ntotal).save(directory / SKETCH_GOLDEN)
+
+
+def open_sketches(directory: Path, manifest: ReleaseManifest, mmap: bool = True) -> ReleaseSketches | None:
+    """The sketches of a release whose files were verified; None if it has none.
+
+    ReleaseCorrupt when width or number of rows is not what the manifest says, or the golden queries come out
+    differently. That the ids are the catalogue's is for the loader to check, which has both.
+    """
+    section = manifest.sketches
+    if section is None:
+        return None
+    index = load_index(directory / SKETCHES, mmap=mmap)
+    facts = {
+        "sketch index width": (index.dim, section.dimensions),
+        "sketch index rows": (index.ntotal, manifest.items),
+    }
+    for name, (found, stated) in facts.items():
+        if found != stated:
+            raise ReleaseCorrupt(
+                f"{name} of release {manifest.release_id} is {found}, the manifest says {stated}",
+                release_id=manifest.release_id,
+            )
+    golden = GoldenQueries.load(directory / SKETCH_GOLDEN)
+    if golden.features.shape[1] != index.dim:
+        raise ReleaseCorrupt(f"{SKETCH_GOLDEN} holds queries of another width", file=SKETCH_GOLDEN)
+    golden.check(index.search)
+    return ReleaseSketches(section, index, directory / SKETCH_BASIS)

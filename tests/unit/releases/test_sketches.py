@@ -1,0 +1,122 @@
+"""Sketches travel in a release whole, verified and of its very items, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from byline.errors import FeatureMismatch, ReleaseCorrupt
+from byline.index import FlatIndex
+from byline.releases.loader import load_release
+from byline.releases.manifest import EMBEDDINGS, SKETCH_BASIS, SKETCH_FILES, SKETCHES, ReleaseManifest
+from byline.releases.sketches import SketchParts, section_of
+
+from .test_build_and_load import rewrite
+
+Build = Callable[..., Path]
+WIDTH = 5
+
+
+@pytest.fixture
+def parts(build: Build, tmp_path: Path) -> SketchParts:
+    """Sketches of the items every release here has, in another order than the catalogue's."""
+    ids = load_release(build(release_id="plain")).index.ids[::-1].copy()
+    basis = tmp_path / "basis.safetensors"
+    basis.write_bytes(b"a basis")
+    sketches = 1e-4 * np.random.default_rng(1).standard_normal((len(ids), WIDTH)).astype(np.float32)
+    section = section_of(
+        teacher_id="sketch/1", dimensions=WIDTH, selection="cross_attention_kv", query_draws=64,
+        fidelity={"map100": 0.98, "spearman": float("nan"), "ok": True},
+    )  # fmt: skip
+    return SketchParts(ids, sketches, basis, section)
+
+
+def test_a_release_carries_sketches_basis_and_what_they_are_worth(build: Build, parts: SketchParts) -> None:
+    directory = build(sketches=parts)
+    release = load_release(directory, expected=ReleaseManifest.read(directory))
+    assert release.sketches is not None
+    assert release.sketches.section == parts.section and parts.section.fidelity == {"map100": 0.98}
+    assert release.sketches.basis.read_bytes() == b"a basis"
+    np.testing.assert_array_equal(release.sketches.index.vectors(parts.item_ids), parts.sketches)
+    scores, ids = release.sketches.index.search(parts.sketches[:1], 3, np.array([int(parts.item_ids[0])]))
+    order = np.argsort(-(parts.sketches[1:] @ parts.sketches[0]))
+    assert ids[0].tolist() == parts.item_ids[1:][order[:3]].tolist()
+
+
+def test_a_release_without_sketches_is_whole(build: Build) -> None:
+    directory = build()
+    assert load_release(directory).sketches is None
+    assert not [name for name in SKETCH_FILES if (directory / name).exists()]
+
+
+@pytest.mark.parametrize("name", SKETCH_FILES)
+def test_a_sketch_file_that_is_altered_or_gone_is_noticed(build: Build, parts: SketchParts, name: str) -> None:
+    directory = build(sketches=parts)
+    data = bytearray((directory / name).read_bytes())
+    data[-2] ^= 0x10
+    (directory / name).chmod(0o644)
+    (directory / name).write_bytes(bytes(data))
+    with pytest.raises(ReleaseCorrupt, match=name):
+        load_release(directory)
+    (directory / name).unlink()
+    with pytest.raises(ReleaseCorrupt, match=name):
+        load_release(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed"),
+    [
+        (lambda ids, rows: (ids, rows[::-1].copy()), "golden"),
+        (lambda ids, rows: (ids[1:], rows[1:]), "sketch index rows"),
+        (lambda ids, rows: (ids, rows[:, 1:].copy()), "sketch index width"),
+    ],
+)
+def test_an_index_of_other_sketches_is_noticed(build: Build, parts: SketchParts, change: Any, noticed: str) -> None:
+    directory = build(sketches=parts)
+    rewrite(directory, SKETCHES, FlatIndex.build(*change(parts.item_ids, parts.sketches)).save)
+    with pytest.raises(ReleaseCorrupt, match=noticed):
+        load_release(directory)
+
+
+def test_sketches_of_an_item_the_catalogue_lacks_are_noticed(build: Build, parts: SketchParts) -> None:
+    rows = parts.sketches.copy()
+    rows[7] = 0.0  # in no golden answer, so that only the ids can tell
+    directory = build(sketches=replace(parts, sketches=rows))
+    ids = parts.item_ids.copy()
+    ids[7] = ids[7] + 1
+    rewrite(directory, SKETCHES, FlatIndex.build(ids, rows).save)
+    with pytest.raises(ReleaseCorrupt, match="sketch index and catalogue"):
+        load_release(directory)
+
+
+def test_the_embeddings_index_does_not_pass_for_the_sketches(build: Build, parts: SketchParts) -> None:
+    directory = build(sketches=parts)
+    data = (directory / EMBEDDINGS).read_bytes()
+    rewrite(directory, SKETCHES, lambda path: path.write_bytes(data))
+    with pytest.raises(ReleaseCorrupt, match="sketch index width"):
+        load_release(directory)
+
+
+def test_sketches_of_other_items_or_of_another_width_build_no_release(
+    build: Build, parts: SketchParts, tmp_path: Path
+) -> None:
+    wrong_items = replace(parts, item_ids=parts.item_ids + 1)
+    wrong_width = replace(parts, sketches=parts.sketches[:, 1:])
+    for wrong in (wrong_items, wrong_width):
+        with pytest.raises(FeatureMismatch):
+            build(release_id="wrong", sketches=wrong)
+    assert not (tmp_path / "releases" / "wrong").exists()
+
+
+def test_a_section_without_its_files_is_no_manifest(build: Build, parts: SketchParts) -> None:
+    document = ReleaseManifest.read(build(sketches=parts)).to_json()
+    del document["files"][SKETCH_BASIS]
+    with pytest.raises(ReleaseCorrupt, match="together or not at all"):
+        ReleaseManifest.from_json(document)
+    with pytest.raises(ReleaseCorrupt, match="together or not at all"):
+        ReleaseManifest.from_json({**document, "sketches": None})
