@@ -244,7 +244,10 @@ class QueryRow(Base):
 
 
 class RankingRow(Base):
-    """What a teacher says of one query. Arrays are little-endian: ids int64, the rest float32; kept for ever."""
+    """What a teacher says of one query, kept for ever.
+
+    Arrays are little-endian: ids int64, ``samples`` int32 (NULL in rankings from before it was kept), the rest float32.
+    """
 
     __tablename__ = "rankings"
     __table_args__ = (
@@ -262,6 +265,7 @@ class RankingRow(Base):
     tau: Mapped[bytes]
     standard_error: Mapped[bytes]
     tau_halves: Mapped[bytes | None]
+    samples: Mapped[bytes | None]
     draws: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     job_id: Mapped[uuid.UUID | None]

@@ -51,7 +51,8 @@ class SnapshotHeader:
 
 @dataclass(frozen=True)
 class SnapshotQuery:
-    """One ranked query. ``item_ids`` int64 [n]; ``tau``, ``standard_error`` [n]; ``tau_halves`` [2, n] or None."""
+    """One ranked query. ``item_ids`` int64 [n]; ``tau``, ``standard_error`` [n]; ``tau_halves`` [2, n] or None;
+    ``samples`` int32 [n], the loss evaluations each τ rests on, or None where nobody counted."""
 
     prompt: str
     seed: int
@@ -65,6 +66,7 @@ class SnapshotQuery:
     tau: FloatArray
     standard_error: FloatArray
     tau_halves: FloatArray | None
+    samples: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def write_snapshot(path: Path, header: SnapshotHeader, queries: Sequence[Snapsho
     for query in queries:
         if not (query.tau.shape == query.standard_error.shape == query.item_ids.shape):
             raise LabelsNotUsable(f"the ranking of {query.prompt!r} has arrays of different lengths")
+        if query.samples is not None and query.samples.shape != query.tau.shape:
+            raise LabelsNotUsable(f"the ranking of {query.prompt!r} does not count the samples of each item")
         ids = query.item_ids.astype("<i8").tobytes()
         entries.append({
             "prompt": query.prompt, "seed": query.seed, "split": query.split, "source": query.source,
@@ -91,13 +95,16 @@ def write_snapshot(path: Path, header: SnapshotHeader, queries: Sequence[Snapsho
             "candidates": candidates.setdefault(ids, len(candidates)),
             "image_bytes": len(query.image), "image_sha256": hashlib.sha256(query.image).hexdigest(),
             "halves": query.tau_halves is not None,
-        })
+        } | _samples_entry(query.samples))
     arrays = {f"candidates_{i}": np.frombuffer(ids, dtype="<i8") for ids, i in candidates.items()}
     arrays["images"] = np.frombuffer(b"".join(query.image for query in queries), dtype=np.uint8)
     arrays["tau"], arrays["tau_scale"] = _pack([query.tau for query in queries])
     arrays["standard_error"], arrays["standard_error_scale"] = _pack([query.standard_error for query in queries])
     halves = [query.tau_halves.ravel() for query in queries if query.tau_halves is not None]
     arrays["tau_halves"], arrays["tau_halves_scale"] = _pack(halves)
+    unequal = [query.samples for query, entry in zip(queries, entries, strict=True) if entry.get("samples") == "array"]
+    if unequal:
+        arrays["samples"] = np.concatenate(unequal).astype("<i4")
     path.mkdir(parents=True, exist_ok=True)
     save_file(arrays, str(path / ARRAYS))
     document = {"format": FORMAT, **asdict(header), "queries": entries,
@@ -129,16 +136,21 @@ def read_snapshot(path: Path) -> tuple[SnapshotHeader, list[SnapshotQuery]]:
     halves = iter(_unpack(arrays["tau_halves"], arrays["tau_halves_scale"], with_halves))
     images = arrays["images"].tobytes()
     queries: list[SnapshotQuery] = []
-    start = 0
+    start = counted = 0
     for entry, tau, standard_error in zip(entries, taus, errors, strict=True):
         image = images[start : start + entry["image_bytes"]]
         start += entry["image_bytes"]
+        samples = entry.get("samples")  # nothing in snapshots from before they were counted
+        if samples == "array":
+            samples = arrays["samples"][counted : counted + entry["n"]]
+            counted += entry["n"]
         queries.append(SnapshotQuery(
             prompt=entry["prompt"], seed=entry["seed"], split=entry["split"], source=entry["source"],
             near_duplicate_group=int(entry["near_duplicate_group"]), candidate_set=entry["candidate_set"],
             draws=entry["draws"], image=image, item_ids=arrays[f"candidates_{entry['candidates']}"].astype(np.int64),
             tau=tau, standard_error=standard_error,
             tau_halves=next(halves).reshape(2, -1) if entry["halves"] else None,
+            samples=None if samples is None else np.broadcast_to(np.asarray(samples, np.int32), tau.shape),
         ))
     return header, queries
 
@@ -150,7 +162,7 @@ def export_snapshot(engine: Engine, blobs: BlobStore, path: Path, header: Snapsh
     """
     statement = (
         select(_queries, _rankings.c.candidate_set, _rankings.c.draws, _rankings.c.item_ids, _rankings.c.tau,
-               _rankings.c.standard_error, _rankings.c.tau_halves)
+               _rankings.c.standard_error, _rankings.c.tau_halves, _rankings.c.samples)
         .join(_rankings, _rankings.c.query_id == _queries.c.id)
         .where(_rankings.c.model_id == header.model_id, _rankings.c.teacher_id == header.teacher_id)
     )
@@ -165,6 +177,7 @@ def export_snapshot(engine: Engine, blobs: BlobStore, path: Path, header: Snapsh
         image=blobs.get(row["image_sha256"]), item_ids=np.frombuffer(row["item_ids"], dtype="<i8"),
         tau=np.frombuffer(row["tau"], dtype="<f4"), standard_error=np.frombuffer(row["standard_error"], dtype="<f4"),
         tau_halves=None if row["tau_halves"] is None else np.frombuffer(row["tau_halves"], dtype="<f4").reshape(2, -1),
+        samples=None if row["samples"] is None else np.frombuffer(row["samples"], dtype="<i4"),
     ) for row in rows]
     write_snapshot(path, header, queries)
     return len(queries)
@@ -224,6 +237,7 @@ def _ranking_row(header: SnapshotHeader, query: SnapshotQuery, query_id: uuid.UU
         "n": int(query.tau.shape[0]), "item_ids": query.item_ids.astype("<i8").tobytes(),
         "tau": query.tau.astype("<f4").tobytes(), "standard_error": query.standard_error.astype("<f4").tobytes(),
         "tau_halves": None if query.tau_halves is None else query.tau_halves.astype("<f4").tobytes(),
+        "samples": None if query.samples is None else query.samples.astype("<i4").tobytes(),
         "draws": query.draws, "job_id": None,
     }
 
@@ -240,6 +254,14 @@ def _document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise LabelsNotUsable(f"{path / METADATA} is not of format {FORMAT}", path=path)
     return document
+
+
+def _samples_entry(samples: npt.NDArray[np.int32] | None) -> dict[str, Any]:
+    """How an entry says it: one number where all items had the same, else a place in the array ``samples``."""
+    if samples is None:
+        return {}
+    equal = samples.size > 0 and bool((samples == samples[0]).all())
+    return {"samples": int(samples[0]) if equal else "array"}
 
 
 def _pack(rows: Sequence[FloatArray]) -> tuple[npt.NDArray[np.float16], FloatArray]:

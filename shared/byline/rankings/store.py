@@ -1,7 +1,7 @@
 """Queries and their rankings in Postgres, as arrays.
 
 Why it exists: curation asks for rankings, workers write them in the transaction that completes the job,
-and the trainer reads them all at once; arrays are stored raw (little-endian, int64 and float32) because τ and its
+and the trainer reads them all at once; arrays are stored raw (little-endian, int64, int32, float32) because τ and its
 error must come back bit for bit. Adding the same query or ranking again changes nothing, so both
 writers may run twice.
 """
@@ -53,8 +53,13 @@ class RankingLike(Protocol):
         ...
 
     @property
+    def samples(self) -> NDArray[np.int32] | None:
+        """int32 [n], loss evaluations each τ rests on, or None where nobody counted."""
+        ...
+
+    @property
     def draws(self) -> int:
-        """Noise draws per item."""
+        """Noise draws per item: the budget, where ``samples`` says what was spent."""
         ...
 
     @property
@@ -85,7 +90,10 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class LabelledQuery:
-    """A query with one ranking of it; arrays are [n] in the order of ``item_ids``, halves [2, n]."""
+    """A query with one ranking of it; arrays are [n] in the order of ``item_ids``, halves [2, n].
+
+    ``samples``: loss evaluations each τ rests on; None in rankings from before they were counted.
+    """
 
     query_id: uuid.UUID
     prompt: str
@@ -99,6 +107,7 @@ class LabelledQuery:
     seed: int
     candidate_set: str
     draws: int
+    samples: NDArray[np.int32] | None = None
 
 
 class RankingStore:
@@ -163,6 +172,7 @@ class RankingStore:
             "tau": np.asarray(ranking.tau, dtype="<f4").tobytes(),
             "standard_error": np.asarray(ranking.standard_error, dtype="<f4").tobytes(),
             "tau_halves": None if halves is None else np.asarray(halves, dtype="<f4").tobytes(),
+            "samples": None if ranking.samples is None else np.asarray(ranking.samples, dtype="<i4").tobytes(),
             "draws": ranking.draws,
             "job_id": job_id,
         }
@@ -228,6 +238,7 @@ class RankingStore:
                 RANKINGS.c.tau,
                 RANKINGS.c.standard_error,
                 RANKINGS.c.tau_halves,
+                RANKINGS.c.samples,
                 RANKINGS.c.candidate_set,
                 RANKINGS.c.draws,
             )
@@ -258,14 +269,16 @@ def _labelled(row: RowMapping) -> LabelledQuery:
         seed=row["seed"],
         candidate_set=row["candidate_set"],
         draws=row["draws"],
+        samples=None if row["samples"] is None else np.frombuffer(row["samples"], dtype="<i4"),
     )
 
 
 def _check(ranking: RankingLike, n: int) -> None:
     halves = ranking.tau_halves
-    shapes_agree = ranking.tau.shape == (n,) and ranking.standard_error.shape == (n,)
+    counted = ranking.samples is None or ranking.samples.shape == (n,)
+    shapes_agree = ranking.tau.shape == (n,) and ranking.standard_error.shape == (n,) and counted
     if n == 0 or not shapes_agree or (halves is not None and halves.shape != (2, n)):
-        raise LabelsNotUsable("a ranking needs item ids, tau and standard errors of one length", n=n)
+        raise LabelsNotUsable("a ranking needs item ids, tau, standard errors and samples of one length", n=n)
     if not np.isfinite(ranking.tau).all():
         raise LabelsNotUsable("a ranking holds a tau that is not finite", n=n)
     if len(np.unique(ranking.item_ids)) != n:

@@ -37,6 +37,7 @@ class Labels:
     tau: np.ndarray
     standard_error: np.ndarray
     tau_halves: np.ndarray | None = None
+    samples: np.ndarray | None = None
     draws: int = 16
     teacher_id: str = "abu_plus_linear/1"
     candidate_set: str = "nearest-4"

@@ -47,6 +47,7 @@ def _queries(count: int, n: int, seed: int = 0) -> list[SnapshotQuery]:
                 tau=halves.mean(0),
                 standard_error=np.abs(halves[0] - halves[1]) / 2,
                 tau_halves=halves if index != 1 else None,
+                samples=(None, np.full(n, 128, np.int32), rng.integers(2, 128, n).astype(np.int32))[index % 3],
             )
         )
     return out
@@ -86,6 +87,7 @@ def test_values_survive_to_three_digits_and_images_ids_and_splits_exactly(tmp_pa
             after.standard_error, before.standard_error, rtol=1e-3, atol=1e-8 * before.standard_error.max()
         )
         assert (after.tau_halves is None) == (before.tau_halves is None)
+        np.testing.assert_array_equal(after.samples, before.samples)
         assert (after.image, after.prompt, after.seed, after.split) == (
             before.image,
             before.prompt,

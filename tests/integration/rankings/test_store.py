@@ -18,6 +18,7 @@ class AnyRanking:
     tau: np.ndarray
     standard_error: np.ndarray
     tau_halves: np.ndarray | None
+    samples: np.ndarray | None
     draws: int = 64
     teacher_id: str = "abu_plus:1"
     candidate_set: str = "corpus"
@@ -31,6 +32,7 @@ def a_ranking(n: int = 5) -> AnyRanking:
         tau=tau,
         standard_error=np.abs(tau) / 7,
         tau_halves=np.stack([tau * np.float32(0.9), tau * np.float32(1.1)]),
+        samples=(16 * (1 + np.arange(n) % 4)).astype(np.int32),
     )
 
 
@@ -45,11 +47,11 @@ QUERY = {
 }
 
 
-@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("halves", [True, False])  # without halves: nor with samples, as before they were kept
 def test_rankings_come_back_bit_for_bit_and_writing_one_twice_changes_nothing(database_url: str, halves: bool):
     engine = make_engine(database_url)
     store = RankingStore(engine)
-    ranking = a_ranking() if halves else replace(a_ranking(), tau_halves=None)
+    ranking = a_ranking() if halves else replace(a_ranking(), tau_halves=None, samples=None)
     with transaction(engine) as connection:
         query_id = store.add_query(connection, **QUERY)
         assert store.add_query(connection, **QUERY) == query_id
@@ -63,8 +65,10 @@ def test_rankings_come_back_bit_for_bit_and_writing_one_twice_changes_nothing(da
         np.testing.assert_array_equal(getattr(found, name), getattr(ranking, name))
         assert getattr(found, name).dtype == getattr(ranking, name).dtype
     if ranking.tau_halves is None:
-        assert found.tau_halves is None
+        assert found.tau_halves is None and found.samples is None
     else:
+        np.testing.assert_array_equal(found.samples, ranking.samples)
+        assert found.samples.dtype == np.int32
         np.testing.assert_array_equal(found.tau_halves, ranking.tau_halves)
     assert store.counts("m", "abu_plus:1") == {"train": 1, "validation": 0, "test": 1}
     assert store.counts("m", "another") == {"train": 0, "validation": 0, "test": 0}
@@ -76,6 +80,7 @@ def test_rankings_come_back_bit_for_bit_and_writing_one_twice_changes_nothing(da
 
     bad = [
         replace(ranking, tau=ranking.tau[:-1]),
+        replace(ranking, samples=np.ones(4, np.int32)),
         replace(ranking, tau=np.full(5, np.nan, np.float32)),
         replace(ranking, item_ids=np.zeros(5, np.int64)),
         replace(ranking, item_ids=np.zeros(0, np.int64)),

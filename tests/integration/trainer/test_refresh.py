@@ -40,6 +40,7 @@ class Labels:
     tau: np.ndarray
     standard_error: np.ndarray
     tau_halves: np.ndarray
+    samples: np.ndarray | None = None
     draws: int = 16
     teacher_id: str = "abu_plus_linear/00aa/kv/item"
     candidate_set: str = "corpus"

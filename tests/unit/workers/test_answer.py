@@ -25,6 +25,7 @@ class Scores:
     tau: np.ndarray
     standard_error: np.ndarray
     tau_halves: np.ndarray | None = None
+    samples: np.ndarray | None = None
     teacher_id: str = "abu_plus/test"
     draws: int = 8
     candidate_set: str = "given"
