@@ -79,7 +79,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
         rankings,
         blobs,
         settings.model_id,
-        Labelling(settings.curation_teacher, settings.curation_draws, {"noise": "shared"}),
+        Labelling(settings.curation_teacher, settings.curation_draws, settings.curation_teacher_settings),
         Generator(model, settings.curation_sampling_steps, settings.curation_guidance),
         Prefilter(
             catalog, features, extractor, settings.corpus_id,

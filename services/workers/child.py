@@ -160,6 +160,7 @@ class WorkerChild:
             withdrawn=self._withdrawn,
             teacher=settings.verify_teacher,
             draws=settings.verify_draws,
+            teacher_settings=settings.verify_teacher_settings,
             clock=time.perf_counter,
         )
         rank = RankStage(

@@ -1,16 +1,13 @@
 """The generator and the teachers this child has loaded, each once, on first use.
 
 Why it exists: loading a pipeline and its curvature takes longer than scoring a query, and a worker serves
-thousands. It also fits the curvature where none is kept beside the model yet: beside its lease, under the same
-stop and cancel checks as any other work, and published by one rename, so that two workers may do it at once.
+thousands. It also has the curvature fitted where none is kept beside the model yet: beside its lease, under the
+same stop and cancel checks as any other work, and two workers may do it at once (``teachers.files``).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,10 @@ from byline.catalog.decode import decode_image
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, InvalidRequest, ModelMismatch, TeacherNotUsable
-from byline.teachers import Teacher, TeacherItem, load_teacher
-from byline.teachers.curvature import Curvature
+from byline.teachers import Teacher, TeacherItem
+from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles
 from byline.teachers.natural_gradient import UnlearningSettings
-from byline.teachers.registry import ensure_curvature, holds_curvature
+from byline.teachers.registry import Fitting, load_ready_teacher
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -53,7 +50,7 @@ class TeacherBench:
         self._seed = seed
         self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
-        self._teachers: dict[tuple[str, UnlearningSettings], Teacher] = {}
+        self._teachers: dict[tuple[str, str, UnlearningSettings], Teacher] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
 
@@ -103,15 +100,22 @@ class TeacherBench:
         overrides: Mapping[str, Any] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Teacher:
-        """The teacher ``name`` with ``draws`` noise draws per item; ``overrides`` are fields of UnlearningSettings.
+        """The teacher ``name`` with ``draws`` noise draws per item.
 
-        Fits the curvature first if the model has none (minutes, once); ``check`` is called meanwhile and may
-        raise. Raises TeacherNotUsable, ModelNotUsable, InvalidRequest for an unknown override.
+        ``overrides``: fields of UnlearningSettings, and ``selection`` of layers. Fits first what the model came
+        without (curvature: minutes, once); ``check`` is called meanwhile and may raise. Raises TeacherNotUsable,
+        ModelNotUsable, InvalidRequest for an unknown override.
         """
-        settings = self._settings(draws, dict(overrides or {}))
-        key = (name, settings)
+        fields = dict(overrides or {})
+        selection = str(fields.pop("selection", PUBLISHED_SELECTION))
+        settings = self._settings(draws, fields)
+        key = (name, selection, settings)
         if key not in self._teachers:
-            self._teachers[key] = load_teacher(name, self.model, self._curvature_directory(check), settings)
+            self._teachers[key] = load_ready_teacher(
+                name, self.model, TeacherFiles.beside(self._model_directory, self._cache_dir, self.model.revision),
+                settings, self._corpus, selection=selection, check=check,
+                fitting=Fitting(self._curvature_samples, self._seed),
+            )  # fmt: skip
             log.info("teacher_ready", teacher=self._teachers[key].teacher_id)
         return self._teachers[key]
 
@@ -128,40 +132,11 @@ class TeacherBench:
         except TypeError as error:
             raise InvalidRequest("payload.teacher_settings", str(error)) from error
 
-    def _curvature_directory(self, check: Callable[[], None]) -> Path:
-        """Where fitted curvature lies: beside the model if it came with it, else in this machine's cache."""
-        shipped = self._model_directory / "curvature"
-        if holds_curvature(shipped, self.model.revision):
-            return shipped
-        kept = self._cache_dir / f"curvature-{self.model.revision}"
-        if not holds_curvature(kept, self.model.revision):
-            self._fit(kept, check)
-        return kept
-
-    def _fit(self, target: Path, check: Callable[[], None]) -> Curvature:
+    def _corpus(self) -> list[TeacherItem]:
+        """The corpus a teacher is fitted on. Withdrawn items are left out of what is fitted from now on."""
         items = [
             TeacherItem(one.item_id, decode_image(self._blobs.get(one.image_sha256)), one.caption)
             for one in self._catalog.items(self._corpus_id)
         ]
-        if not items:
-            raise TeacherNotUsable(f"corpus {self._corpus_id} holds no items to fit curvature on")
-        log.info("curvature_fit_started", items=len(items))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = target.with_name(f".{target.name}-{os.getpid()}")
-        shutil.rmtree(building, ignore_errors=True)
-        try:
-            curvature = ensure_curvature(
-                self.model,
-                items,
-                building,
-                samples=self._curvature_samples,
-                seed=self._seed,
-                progress=lambda _done, _total: check(),
-            )
-            with suppress(OSError):  # a sibling published the same curvature first: its directory is not empty
-                os.replace(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        if not (target / "manifest.json").exists():
-            raise TeacherNotUsable(f"fitted curvature could not be kept in {target}")
-        return curvature
+        log.info("teacher_fit_started", items=len(items))
+        return items

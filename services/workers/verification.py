@@ -6,7 +6,8 @@ lookup found, names the lookup's release, and keeps both orders, so a client can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
@@ -33,6 +34,7 @@ class VerifyStage:
         teacher: str,
         draws: int,
         clock: Callable[[], float],
+        teacher_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = store
         self._bench = bench
@@ -41,6 +43,8 @@ class VerifyStage:
         self._teacher = teacher
         self._draws = draws
         self._clock = clock
+        #: Layer selection and further fields of the teacher's settings.
+        self._teacher_settings = dict(teacher_settings or {})
 
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
         """Score the candidates. Raises typed errors; JobCancelled, LeaseLost or a stop come out of ``beat``."""
@@ -58,7 +62,9 @@ class VerifyStage:
             for one in candidates
         ]
         decoded = self._clock()
-        teacher = self._bench.teacher(self._teacher, self._draws, check=beat.check)
+        teacher = self._bench.teacher(
+            self._teacher, self._draws, overrides=self._teacher_settings, check=beat.check
+        )
         loaded = self._clock()
         ranking = teacher.score(
             query, items, candidate_set=f"retrieved-{len(items)}", progress=beat.progress, check=beat.check

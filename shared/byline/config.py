@@ -29,6 +29,16 @@ SECRET_FIELDS = ("database_url", "redis_url", "page_token_key")
 #: Settings that are paths; a relative one is relative to where the program was started.
 PATH_FIELDS = ("state_dir", "blob_dir", "release_dir", "cache_dir", "model_directory", "corpus_source", "labels_dir")
 
+#: Names of the registered teachers and layer selections. Repeated here because the registries import torch and the
+#: gateway must not; a test holds them equal.
+TEACHER_NAMES = (
+    "abu_plus", "abu_plus_linear", "abu", "abu_linear", "gradient_linear", "sketch", "trak", "d_trak",
+    *(f"similarity:{name}" for name in (
+        "efficientnet_lite0", "minilm", "denoiser", "dino", "dinov2", "clip_image", "clip_text", "pixels")),
+)  # fmt: skip
+LAYER_SELECTIONS = ("cross_attention_kv", "cross_attention", "attention", "linear", "all")
+Aggregation = Literal["sum", "skew", "unit"]
+
 
 def repository_root() -> Path:
     """The checkout this package runs from, or the working directory when it was installed as a wheel."""
@@ -85,12 +95,18 @@ class Settings(BaseSettings):
     verify_teacher: str = "abu_plus"
     verify_candidates: int = Field(40, ge=1)
     verify_draws: int = Field(64, ge=1)
+    verify_selection: str = "cross_attention_kv"
+    verify_damping: float = Field(0.1, gt=0)
+    verify_aggregation: Aggregation = "sum"
     device: str = "cpu"
     torch_threads: int = Field(1, ge=1)
     seed: int = 0
 
     # Curation: which queries get rankings next.
     curation_teacher: str = "abu_plus_linear"
+    curation_selection: str = "cross_attention_kv"
+    curation_damping: float = Field(0.1, gt=0)
+    curation_aggregation: Aggregation = "sum"
     curation_target_open: int = Field(2, ge=0)
     curation_poll_seconds: float = Field(2.0, gt=0)
     curation_candidates: int = Field(400, ge=1)
@@ -120,6 +136,20 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute() if value != Path() else value
+
+    @field_validator("verify_teacher", "curation_teacher")
+    @classmethod
+    def _registered_teacher(cls, value: str) -> str:
+        if value not in TEACHER_NAMES:
+            raise ValueError(f"no teacher is called {value!r}; choose one of {', '.join(TEACHER_NAMES)}")
+        return value
+
+    @field_validator("verify_selection", "curation_selection")
+    @classmethod
+    def _known_selection(cls, value: str) -> str:
+        if value not in LAYER_SELECTIONS:
+            raise ValueError(f"no layer selection is called {value!r}; choose one of {', '.join(LAYER_SELECTIONS)}")
+        return value
 
     @field_validator("configured_database_url")
     @classmethod
@@ -163,6 +193,18 @@ class Settings(BaseSettings):
         if self.default_top_k > self.max_top_k:
             raise ValueError("default_top_k must not exceed max_top_k")
         return self
+
+    @property
+    def verify_teacher_settings(self) -> dict[str, object]:
+        """Layer selection and teacher settings of the verification stage, as the workers' bench takes them."""
+        return {"selection": self.verify_selection, "damping": self.verify_damping,
+                "aggregation": self.verify_aggregation}
+
+    @property
+    def curation_teacher_settings(self) -> dict[str, object]:
+        """The same for curation; its labels share one noise set over all items (design §7: worth 1.3x the draws)."""
+        return {"noise": "shared", "selection": self.curation_selection, "damping": self.curation_damping,
+                "aggregation": self.curation_aggregation}
 
     @property
     def database_url(self) -> str:

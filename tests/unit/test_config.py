@@ -109,3 +109,25 @@ def test_settings_survive_the_way_to_another_process(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     monkeypatch.chdir("/")
     assert load_settings() == original
+
+
+def test_teachers_and_layers_are_checked_at_start() -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        load_settings(curation_teacher="abu_minus", verify_selection="the_best_layers", curation_damping=0)
+    message = raised.value.message
+    for part in ("BYLINE_CURATION_TEACHER", "abu_plus_linear", "BYLINE_VERIFY_SELECTION", "BYLINE_CURATION_DAMPING"):
+        assert part in message
+
+
+def test_layers_and_damping_of_curation_and_verification_are_settings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BYLINE_CURATION_SELECTION", "all")
+    monkeypatch.setenv("BYLINE_VERIFY_DAMPING", "0.01")
+    settings = load_settings()
+    assert settings.curation_teacher_settings == {
+        "noise": "shared", "selection": "all", "damping": 0.1, "aggregation": "sum",
+    }  # fmt: skip
+    assert settings.verify_teacher_settings == {
+        "selection": "cross_attention_kv", "damping": 0.01, "aggregation": "sum",
+    }  # fmt: skip

@@ -1,62 +1,232 @@
-"""Teachers by name, with curvature fitted once per model and kept beside it.
+"""Teachers by name: what each is made of, where that lies, and how it is fitted when it is not there.
 
-Why it exists: workers, curation and the command line must build the very same teacher from a name
-and a few settings, or their rankings could not be compared.
+Why it exists: workers, curation and the command line must build the very same teacher from a name, a layer
+selection and a few settings, or their rankings could not be compared.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
+from byline.features.registry import ENCODERS
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature, fit_curvature
+from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles, curvature_name, is_fitted
 from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.layers import SELECTIONS
 from byline.teachers.natural_gradient import UnlearningSettings
-from byline.teachers.ranking import Progress, Teacher, TeacherItem, ignore_progress
+from byline.teachers.ranking import (
+    Check,
+    Progress,
+    Ranking,
+    Teacher,
+    TeacherItem,
+    TeacherQuery,
+    ignore_progress,
+    never_cancelled,
+)
+from byline.teachers.similarity import PIXELS, SimilarityTeacher
 
-TEACHERS: dict[str, Callable[[DiffusionModel, Curvature, UnlearningSettings], AbuPlus | AbuPlusLinear]] = {
-    "abu_plus": AbuPlus,
-    "abu_plus_linear": AbuPlusLinear,
+Corpus = Sequence[TeacherItem]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How much a fit may cost: (timestep, noise) ``samples`` of a curvature, and the ``seed`` they come from."""
+
+    samples: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a teacher is asked to be made from."""
+
+    model: DiffusionModel
+    files: TeacherFiles
+    settings: UnlearningSettings
+    selection: str
+    fitting: Fitting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one registered teacher is made. ``build`` gives None when something it needs has not been fitted yet."""
+
+    build: Callable[[Order], Teacher | None]
+    fit: Callable[[Order, Corpus, Progress, Check], None]
+
+
+class UnfittedTeacher:
+    """A registered teacher whose curvature, sketches or features are not there yet: ``fit`` makes them."""
+
+    def __init__(self, name: str, recipe: Recipe, order: Order) -> None:
+        """Nothing is loaded or fitted."""
+        self._name = name
+        self._recipe = recipe
+        self._order = order
+        self._made: Teacher | None = None
+
+    def prepare(
+        self, corpus: Corpus, *, progress: Progress = ignore_progress, check: Check = never_cancelled
+    ) -> Teacher:
+        """Fit only what scoring needs, on ``corpus``, and return the teacher itself."""
+        if self._made is None:
+            if not corpus:
+                raise TeacherNotUsable(f"teacher {self._name} has to be fitted, and the corpus holds no items")
+            self._recipe.fit(self._order, corpus, progress, check)
+            self._made = self._recipe.build(self._order)
+            if self._made is None:
+                raise TeacherNotUsable(f"teacher {self._name} was fitted, but what it needs is not in the cache")
+        return self._made
+
+    def fit(self, corpus: Corpus, *, progress: Progress = ignore_progress, check: Check = never_cancelled) -> None:
+        """See ``Teacher``."""
+        self.prepare(corpus, progress=progress, check=check).fit(corpus, progress=progress, check=check)
+
+    @property
+    def teacher_id(self) -> str:
+        """See ``Teacher``. TeacherNotUsable before ``fit``: what is fitted is part of the id."""
+        return self._ready().teacher_id
+
+    def score(
+        self, query: TeacherQuery, candidates: Corpus, *, candidate_set: str = "given",
+        progress: Progress = ignore_progress, check: Check = never_cancelled,
+    ) -> Ranking:  # fmt: skip
+        """See ``Teacher``. TeacherNotUsable before ``fit``."""
+        return self._ready().score(query, candidates, candidate_set=candidate_set, progress=progress, check=check)
+
+    def score_many(
+        self, queries: Sequence[TeacherQuery], candidates: Corpus, *, candidate_set: str = "given",
+        progress: Progress = ignore_progress, check: Check = never_cancelled,
+    ) -> list[Ranking]:  # fmt: skip
+        """See ``Teacher``. TeacherNotUsable before ``fit``."""
+        return self._ready().score_many(
+            queries, candidates, candidate_set=candidate_set, progress=progress, check=check
+        )
+
+    def _ready(self) -> Teacher:
+        if self._made is None:
+            raise TeacherNotUsable(f"teacher {self._name} has not been fitted on this model: call fit(corpus) first")
+        return self._made
+
+
+# -- what the recipes are made of ---------------------------------------------------------------
+
+
+def _ekfac(order: Order) -> Curvature | None:
+    """EK-FAC factors of the selection, or those of the next wider one that are there."""
+    names = list(SELECTIONS)
+    for selection in names[names.index(order.selection) :]:
+        directory = order.files.find(curvature_name(selection), order.model.revision)
+        if directory is not None:
+            whole = Curvature.load(directory, order.model.revision)
+            return whole if selection == order.selection else whole.restrict(order.selection)
+    return None
+
+
+def _fit_ekfac(order: Order, corpus: Corpus, progress: Progress, check: Check) -> None:
+    if _ekfac(order) is None:
+        name = curvature_name(order.selection)
+        with order.files.publishing(name, order.model.revision) as directory:
+            ensure_curvature(
+                order.model, corpus, directory, selection=order.selection, samples=order.fitting.samples,
+                seed=order.fitting.seed, progress=progress, check=check,
+            )  # fmt: skip
+
+
+def _on_ekfac(kind: type[AbuPlus] | type[AbuPlusLinear]) -> Recipe:
+    def build(order: Order) -> Teacher | None:
+        curvature = _ekfac(order)
+        return None if curvature is None else kind(order.model, curvature, order.settings)
+
+    return Recipe(build, _fit_ekfac)
+
+
+def _similarity(encoder: str) -> Recipe:
+    def build(order: Order) -> Teacher:
+        return SimilarityTeacher(encoder, order.model, order.files)
+
+    return Recipe(build, lambda order, corpus, progress, check: None)
+
+
+TEACHERS: dict[str, Recipe] = {
+    "abu_plus": _on_ekfac(AbuPlus),
+    "abu_plus_linear": _on_ekfac(AbuPlusLinear),
+    **{f"similarity:{name}": _similarity(name) for name in (*ENCODERS, PIXELS)},
 }
 
 
-def load_teacher(name: str, model: DiffusionModel, curvature_directory: Path, settings: UnlearningSettings) -> Teacher:
-    """A registered teacher on already fitted curvature.
+def load_teacher(
+    name: str,
+    model: DiffusionModel,
+    files: TeacherFiles,
+    settings: UnlearningSettings,
+    *,
+    selection: str = PUBLISHED_SELECTION,
+    fitting: Fitting | None = None,
+) -> Teacher:
+    """A registered teacher; an ``UnfittedTeacher`` when something it needs is not there yet.
 
-    Raises TeacherNotUsable for an unknown name or curvature of another model revision.
+    Raises TeacherNotUsable for an unknown name or selection, ModelNotUsable when an encoder's weights are missing.
     """
     if name not in TEACHERS:
         raise TeacherNotUsable(f"teacher {name!r} is unknown; choose one of {sorted(TEACHERS)}")
-    return TEACHERS[name](model, Curvature.load(curvature_directory, model.revision), settings)
+    if selection not in SELECTIONS:
+        raise TeacherNotUsable(f"layer selection {selection!r} is unknown; choose one of {sorted(SELECTIONS)}")
+    order = Order(model, files, settings, selection, fitting or Fitting())
+    return TEACHERS[name].build(order) or UnfittedTeacher(name, TEACHERS[name], order)
 
 
-def holds_curvature(directory: Path, model_revision: str) -> bool:
-    """Whether ``directory`` holds fitted curvature of this model revision (and not of an earlier checkpoint)."""
-    path = directory / "manifest.json"
-    return path.exists() and json.loads(path.read_text()).get("model_revision") == model_revision
+def load_ready_teacher(
+    name: str,
+    model: DiffusionModel,
+    files: TeacherFiles,
+    settings: UnlearningSettings,
+    corpus: Callable[[], Corpus],
+    *,
+    selection: str = PUBLISHED_SELECTION,
+    fitting: Fitting | None = None,
+    progress: Progress = ignore_progress,
+    check: Check = never_cancelled,
+) -> Teacher:
+    """``load_teacher``, fitted on ``corpus()`` first where that is needed to score at all; the corpus is read
+    only then. Raises what ``load_teacher`` and ``check`` raise."""
+    teacher = load_teacher(name, model, files, settings, selection=selection, fitting=fitting)
+    if isinstance(teacher, UnfittedTeacher):
+        return teacher.prepare(corpus(), progress=progress, check=check)
+    return teacher
+
+
+#: Whether a folder holds fitted curvature of this model revision.
+holds_curvature = is_fitted
 
 
 def ensure_curvature(
     model: DiffusionModel,
-    items: Sequence[TeacherItem],
+    items: Corpus,
     directory: Path,
     *,
-    selection: str = "cross_attention_kv",
+    selection: str = PUBLISHED_SELECTION,
     samples: int = 4096,
     seed: int = 0,
     progress: Progress = ignore_progress,
+    check: Check = never_cancelled,
 ) -> Curvature:
     """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it."""
-    if holds_curvature(directory, model.revision):
+    if is_fitted(directory, model.revision):
         return Curvature.load(directory, model.revision)
+
+    def step(done: int, total: int) -> None:
+        progress(done, total)
+        check()
+
     latents = model.encode_images([item.image for item in items])
     states = model.encode_prompts([item.caption for item in items])
-    curvature = fit_curvature(
-        model, latents, states, selection=selection, samples=samples, seed=seed, progress=progress
-    )
+    curvature = fit_curvature(model, latents, states, selection=selection, samples=samples, seed=seed, progress=step)
     curvature.save(directory)
     return curvature
