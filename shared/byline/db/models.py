@@ -209,6 +209,21 @@ class JobEventRow(Base):
     reason: Mapped[str]
 
 
+class JobQueryRow(Base):
+    """A query that a ranking job labels (it may label several), and the teacher that is to do it.
+
+    Written with the job from its payload, so that curation can ask which queries are taken care of without
+    reading payloads. No foreign key to ``queries``: the job tables know nothing of labels.
+    """
+
+    __tablename__ = "job_queries"
+    __table_args__ = (Index("ix_job_queries_query_id", "query_id"),)
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    query_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    teacher: Mapped[str]
+
+
 class StageControlRow(Base):
     """An operator's pause of a stage; no row means running."""
 

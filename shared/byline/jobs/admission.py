@@ -13,9 +13,9 @@ from sqlalchemy import Connection, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from byline.errors import InvalidRequest, QueueFull, RequestIdReused
-from byline.jobs.model import Job, NewJob, fingerprint, pack_embedding
-from byline.jobs.rows import EVENTS, JOBS, to_job
-from byline.jobs.states import Stage, State, Tier, first_stage, stages
+from byline.jobs.model import Job, NewJob, fingerprint, labelled_queries, pack_embedding
+from byline.jobs.rows import EVENTS, JOB_QUERIES, JOBS, to_job
+from byline.jobs.states import Kind, Stage, State, Tier, first_stage, stages
 
 #: Below ``bound - margin`` jobs are admitted without a lock: concurrent creators cannot overshoot by more.
 _MARGIN = 256
@@ -46,6 +46,8 @@ def admit(
     if created:
         _check_bounds(connection, list(created.values()), bounds)
         connection.execute(EVENTS.insert(), [_created(job) for job in created.values()])
+        if labels := [row for job in created.values() for row in _labels(job)]:
+            connection.execute(JOB_QUERIES.insert(), labels)
     missing = [key for key in unique if key not in created]
     existing = _existing(connection, missing)
     answers: list[tuple[Job, bool]] = []
@@ -104,6 +106,14 @@ def _created(job: Job) -> dict[str, object]:
         "fence": 0,
         "reason": "created",
     }
+
+
+def _labels(job: Job) -> list[dict[str, object]]:
+    """The queries a ranking job labels, for ``job_queries``."""
+    if job.kind is not Kind.RANKING:
+        return []
+    teacher = str(job.payload.get("teacher") or "")
+    return [{"job_id": job.id, "query_id": query, "teacher": teacher} for query in labelled_queries(job.payload)]
 
 
 def _existing(connection: Connection, keys: Sequence[Key]) -> dict[Key, Job]:

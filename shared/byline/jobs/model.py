@@ -11,6 +11,7 @@ import json
 import struct
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -140,6 +141,19 @@ def fingerprint(new: NewJob) -> str:
     }
     canonical = json.dumps(contents, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def labelled_queries(payload: Mapping[str, Any]) -> list[uuid.UUID]:
+    """The queries that a ranking job with this payload labels: ``query_ids``, or the one ``query_id`` of older jobs.
+
+    What is not a UUID is passed over: to refuse a payload is the stage's business.
+    """
+    named = payload.get("query_ids", [payload["query_id"]] if "query_id" in payload else [])
+    found: list[uuid.UUID] = []
+    for text in named if isinstance(named, list) else []:
+        with suppress(ValueError):
+            found.append(uuid.UUID(str(text)))
+    return list(dict.fromkeys(found))
 
 
 def pack_embedding(embedding: tuple[float, ...]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
 
-from byline.db.models import JobEventRow, JobResultRow, JobRow
+from byline.db.models import JobEventRow, JobQueryRow, JobResultRow, JobRow
 from byline.errors import AttemptsExhausted, BylineError
 from byline.jobs.model import Job, JobEvent, StageResult, unpack_embedding
 from byline.jobs.states import Kind, Stage, State, Tier, Verification, check_transition
@@ -21,6 +21,7 @@ from byline.jobs.states import Kind, Stage, State, Tier, Verification, check_tra
 JOBS: Table = JobRow.metadata.tables["jobs"]
 RESULTS: Table = JobResultRow.metadata.tables["job_results"]
 EVENTS: Table = JobEventRow.metadata.tables["job_events"]
+JOB_QUERIES: Table = JobQueryRow.metadata.tables["job_queries"]
 
 #: Columns that a job has only while a worker holds it.
 NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_until": None}

@@ -52,10 +52,15 @@ class RunOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage found: its result JSON, and rows to write in the transaction that completes it."""
+    """What a stage found: its result JSON, and rows to write in the transaction that completes it.
+
+    ``after`` is called once all of it is written, to clear away what would have let another attempt resume. It
+    must not raise, and may never be called: the process may end before.
+    """
 
     result: Mapping[str, Any]
     also: Callable[[Connection], None] | None = None
+    after: Callable[[], None] | None = None
 
 
 class Beat:
@@ -176,6 +181,8 @@ class StageRunner:
             raise
         except Exception as error:  # ``also`` refused, or the result is not JSON: nothing was written
             return self._failed(claim, error)
+        if outcome.after is not None:
+            outcome.after()
         return RunOutcome.CANCELLED if job.state is State.CANCELLED else RunOutcome.COMPLETED
 
     def _beat(self, claim: Claim, beat: Beat, ended: threading.Event) -> None:

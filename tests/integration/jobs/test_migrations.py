@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -41,6 +42,30 @@ def test_migrations_can_be_undone(empty_database_url: str):
         command.downgrade(config, "base")
     assert inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
+
+
+def test_ranking_jobs_from_before_batches_keep_their_query(empty_database_url: str):
+    engine = make_engine(empty_database_url)
+    config = alembic_config()
+    query = str(uuid.uuid4())
+    with transaction(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        for kind, asked in (("ranking", query), ("ranking", "no uuid"), ("attribution", query)):
+            connection.execute(
+                text(
+                    "INSERT INTO jobs (id, project_id, request_id, fingerprint, kind, model_id, prompt, tier,"
+                    " verification, top_k, candidates, payload, state, stage, max_attempts, expire_time)"
+                    " VALUES (gen_random_uuid(), 'p', gen_random_uuid()::text, '', :kind, 'm', '', 'VERIFIED',"
+                    " 'REQUIRED', 1, 1, jsonb_build_object('query_id', CAST(:asked AS text), 'teacher', 'abu'),"
+                    " 'QUEUED', 'rank', 3, now())"
+                ),
+                {"kind": kind, "asked": asked},
+            )
+        command.upgrade(config, "head")
+        rows = connection.execute(text("SELECT query_id, teacher FROM job_queries")).all()
+    engine.dispose()
+    assert [(str(row.query_id), row.teacher) for row in rows] == [(query, "abu")]
 
 
 def test_the_database_itself_refuses_to_leave_a_terminal_state(store, engine, new_job):

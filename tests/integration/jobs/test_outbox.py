@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
+from sqlalchemy import text
 
 from byline.errors import JobNotFound, JobNotRetryable
 from byline.jobs import Stage, State, Tier, Verification
@@ -68,6 +71,15 @@ def test_one_stages_backlog_does_not_hold_up_another_stage(store, new_job):
     assert len(due_now) == 3
 
 
+def test_an_estimate_is_rung_before_a_verification_that_became_due_with_it(store, new_job):
+    verified, estimated = (create(store, new_job, tier=tier)[0] for tier in (Tier.VERIFIED, Tier.ESTIMATED))
+    for job_id in (verified, estimated):
+        store.complete(store.claim(job_id, Stage.LOOKUP, "w", 30), {})
+    (ranking,) = create(store, new_job, kind="ranking")
+    (fresh,) = create(store, new_job)
+    assert due(store) == [fresh, estimated, verified, ranking]
+
+
 def test_a_paused_stage_starts_nothing_and_resumes_at_once(store, new_job):
     waiting, out = create(store, new_job, 2)
     store.take_due({Stage.LOOKUP: 1}, AGAIN_S)
@@ -126,6 +138,19 @@ def test_retrying_a_dead_job_makes_a_new_one_and_leaves_the_old_one_failed(store
     assert store.retry_dead(job_id).id == again.id
     assert store.find(job_id).state is State.FAILED
     assert store.dead() == []
+
+
+def test_the_queries_of_a_ranking_job_are_entered_with_it_and_with_the_job_that_retries_it(store, new_job, engine):
+    queries = [uuid.uuid4(), uuid.uuid4()]
+    payload = {"query_ids": [str(query) for query in queries], "teacher": "abu"}
+    job, _ = store.create(new_job(kind="ranking", payload=payload, max_attempts=1))
+    store.create(new_job(kind="ranking", payload={"query_ids": ["no uuid"]}))
+    store.create(new_job(payload=payload))
+    store.fail(store.claim(job.id, Stage.RANK, "w", 30), JobNotFound("x"), retry=True)
+    again = store.retry_dead(job.id)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT job_id, query_id, teacher FROM job_queries")).all()
+    assert set(rows) == {(job_id, query, "abu") for job_id in (job.id, again.id) for query in queries}
 
 
 def test_a_discarded_dead_job_is_listed_no_more(store, new_job):
