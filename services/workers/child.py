@@ -140,6 +140,7 @@ class WorkerChild:
     def _verification_stages(self) -> Mapping[Stage, Work]:
         from byline.rankings.store import RankingStore
         from services.workers.ranking import RankStage
+        from services.workers.scratch import Scratch
         from services.workers.teacher_bench import TeacherBench
         from services.workers.verification import VerifyStage
 
@@ -168,6 +169,7 @@ class WorkerChild:
             catalog=self._catalog,
             bench=bench,
             blobs=self._blobs,
+            scratch=Scratch(settings.cache_dir / "ranking-jobs"),
             corpus_id=settings.corpus_id,
             withdrawn=self._withdrawn,
             teacher=settings.curation_teacher,

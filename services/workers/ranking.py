@@ -1,67 +1,43 @@
-"""Stage ``rank``: a teacher's ranking of one curation query, kept as a row of ``rankings``.
+"""Stage ``rank``: a teacher's rankings of curation queries, kept as rows of ``rankings``.
 
-Why it exists: labels are made by the machinery that serves clients (leases, fences, cancellation come free),
-and the row is written in the transaction that completes the job: a label exists exactly when its job succeeded.
+Why it exists: labels are made by the machinery that serves clients (leases, fences, cancellation come free), and
+the rows are written in the transaction that completes the job: labels exist exactly when their job succeeded.
+
+A job asks for several queries because the first-order teachers spend nearly all of their time on the items: the
+union of the candidates is scored once for all queries, and every query keeps its own candidates of it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
-from byline.errors import BlobNotFound, InvalidRequest
+from byline.errors import BlobNotFound, InvalidRequest, TeacherNotUsable
 from byline.jobs import Claim
 from byline.jobs.runner import Beat, Outcome
 from byline.rankings.store import RankingStore
-from byline.teachers import Ranking, TeacherItem, TeacherQuery
-from byline.telemetry import RANKINGS_ADDED
+from byline.teachers import Ranking, Teacher, TeacherItem, TeacherQuery
+from byline.teachers.abu_plus import AbuPlus
+from byline.telemetry import RANKINGS_ADDED, get_logger
+from services.workers.rank_request import RankRequest, Wanted
+from services.workers.scratch import Scratch
 from services.workers.teacher_bench import TeacherBench
 
-#: The candidate set that means every item of the corpus that is not withdrawn.
-WHOLE_CORPUS = "corpus"
-
-
-@dataclass(frozen=True)
-class RankRequest:
-    """What curation asks: rank these candidates for this query with this teacher and this many noise draws."""
-
-    query_id: uuid.UUID
-    teacher: str
-    draws: int
-    candidate_set: str
-    #: None stands for the whole corpus.
-    candidate_ids: tuple[int, ...] | None
-    #: Further fields of the teacher's settings, for labels that must be comparable with earlier ones.
-    teacher_settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, payload: Mapping[str, Any], *, teacher: str, draws: int) -> RankRequest:
-        """Parse a job's payload; ``teacher`` and ``draws`` are the defaults. Raises InvalidRequest."""
-        try:
-            query_id = uuid.UUID(str(payload["query_id"]))
-            ids = payload.get("candidate_ids")
-            wanted = None if ids is None else tuple(int(item_id) for item_id in ids)
-            count = int(payload.get("draws") or draws)
-            settings = dict(payload.get("teacher_settings") or {})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidRequest("payload", f"is not a ranking request: {error!r}") from error
-        name = payload.get("candidate_set") or (WHOLE_CORPUS if wanted is None else _name_of(wanted))
-        if wanted is None and name != WHOLE_CORPUS:
-            raise InvalidRequest("payload.candidate_set", f"{name!r} needs candidate_ids; only 'corpus' does without")
-        return cls(query_id, str(payload.get("teacher") or teacher), count, str(name), wanted, settings)
+log = get_logger(__name__)
 
 
 class RankStage:
-    """Turns a claim on stage ``rank`` into a ranking row."""
+    """Turns a claim on stage ``rank`` into ranking rows, one for each query."""
 
     def __init__(
         self,
@@ -70,6 +46,7 @@ class RankStage:
         catalog: CatalogStore,
         bench: TeacherBench,
         blobs: BlobStore,
+        scratch: Scratch,
         corpus_id: str,
         withdrawn: Callable[[], Iterable[int]],
         teacher: str,
@@ -80,6 +57,7 @@ class RankStage:
         self._catalog = catalog
         self._bench = bench
         self._blobs = blobs
+        self._scratch = scratch
         self._corpus_id = corpus_id
         self._withdrawn = withdrawn
         self._teacher = teacher
@@ -92,57 +70,133 @@ class RankStage:
         job = claim.job
         request = RankRequest.of(job.payload, teacher=self._teacher, draws=self._draws)
         self._bench.require_revision(self._catalog.model(job.model_id).revision, f"model {job.model_id} as registered")
-        asked = self._rankings.query(request.query_id)
-        if asked is None:
-            raise InvalidRequest("payload.query_id", f"no query is recorded as {request.query_id}")
+        queries = [self._query(wanted.query_id) for wanted in request.wanted]
         candidates = self._candidates(request)
-        if not candidates:
-            raise InvalidRequest("payload.candidate_ids", "no candidate is left in the corpus")
-        beat.progress(0, len(candidates))
-        query = TeacherQuery(decode_image(self._blobs.get(asked.image_sha256)), asked.prompt)
-        items = [TeacherItem(one.item_id, self._image(one), one.caption) for one in candidates]
+        union = list({item.item_id: item for items in candidates for item in items}.values())
+        beat.progress(0, len(union))
+        items = {one.item_id: self._item(one, beat) for one in union}
         teacher = self._bench.teacher(
             request.teacher, request.draws, overrides=request.teacher_settings, check=beat.check
         )
-        ranking = teacher.score(
-            query, items, candidate_set=request.candidate_set, progress=beat.progress, check=beat.check
-        )
+        lists = [[items[one.item_id] for one in of_query] for of_query in candidates]
+        self._scratch.sweep()
+        if isinstance(teacher, AbuPlus):
+            rankings = self._one_by_one(teacher, queries, lists, beat)
+        else:
+            rankings = self._in_one_pass(teacher, request, queries, list(items.values()), job.id, beat)
+        rankings = [
+            replace(of_candidates(ranking, [one.item_id for one in own]), candidate_set=wanted.candidate_set)
+            for ranking, own, wanted in zip(rankings, lists, request.wanted, strict=True)
+        ]
         result: dict[str, Any] = {
             "tier": None,
             "release_id": None,
             "model_revision": self._bench.model_revision,
-            "query_id": str(request.query_id),
-            "teacher_id": ranking.teacher_id,
-            "candidate_set": ranking.candidate_set,
-            "n": len(ranking.item_ids),
-            "draws": ranking.draws,
+            "query_ids": [str(wanted.query_id) for wanted in request.wanted],
+            "teacher_id": rankings[0].teacher_id,
+            "candidate_sets": [ranking.candidate_set for ranking in rankings],
+            "n": [len(ranking.item_ids) for ranking in rankings],
+            "scored": len(items),
+            "draws": rankings[0].draws,
             "influences": [],
             "timings_ms": {"total": round(1e3 * (self._clock() - begun), 3)},
         }
-        return Outcome(result, also=self._writer(request, ranking, job.id))
+        return Outcome(
+            result, also=self._writer(request.wanted, rankings, job.id), after=lambda: self._scratch.clear(job.id)
+        )
 
-    def _writer(self, request: RankRequest, ranking: Ranking, job_id: uuid.UUID) -> Callable[[Connection], None]:
+    def _one_by_one(
+        self, teacher: Teacher, queries: Sequence[TeacherQuery], lists: Sequence[Sequence[TeacherItem]], beat: Beat
+    ) -> list[Ranking]:
+        """For teachers that pay for every (query, item) pair: none is scored that nobody asked for."""
+        found: list[Ranking] = []
+        total, before = sum(map(len, lists)), 0
+        for query, items in zip(queries, lists, strict=True):
+            offset = before
+            found.append(
+                teacher.score(
+                    query, items, progress=lambda done, _, at=offset: beat.progress(at + done, total), check=beat.check
+                )
+            )
+            before += len(items)
+        return found
+
+    def _in_one_pass(
+        self, teacher: Teacher, request: RankRequest, queries: Sequence[TeacherQuery], items: Sequence[TeacherItem],
+        job_id: uuid.UUID, beat: Beat,
+    ) -> list[Ranking]:  # fmt: skip
+        """All queries over all items at once; finished chunks outlive this attempt where the teacher can keep them."""
+        keywords: dict[str, Any] = {"progress": beat.progress, "check": beat.check}
+        if "store" not in inspect.signature(teacher.score_many).parameters:
+            return teacher.score_many(queries, items, **keywords)
+        asked = [str(wanted.query_id) for wanted in request.wanted]
+        work = [teacher.teacher_id, *asked, *(str(item.item_id) for item in items)]
+        folder = self._scratch.folder(job_id, work)
+        resumes = any(folder.iterdir())
+        log.info("ranking_pass", queries=len(queries), items=len(items), resumes=resumes)
+        try:
+            return teacher.score_many(queries, items, store=folder / "scores.npy", **keywords)
+        except TeacherNotUsable:
+            if not resumes:
+                raise
+            # What is kept is of another pass after all (other rounding on another machine): begin anew.
+            self._scratch.clear(job_id)
+            return teacher.score_many(
+                queries, items, store=self._scratch.folder(job_id, work) / "scores.npy", **keywords
+            )
+
+    def _writer(
+        self, wanted: Sequence[Wanted], rankings: Sequence[Ranking], job_id: uuid.UUID
+    ) -> Callable[[Connection], None]:
         def write(connection: Connection) -> None:
-            if self._rankings.add_ranking(connection, request.query_id, ranking, job_id=job_id):
-                RANKINGS_ADDED.labels("job").inc()
+            for one, ranking in zip(wanted, rankings, strict=True):
+                if self._rankings.add_ranking(connection, one.query_id, ranking, job_id=job_id):
+                    RANKINGS_ADDED.labels("job").inc()
 
         return write
 
-    def _candidates(self, request: RankRequest) -> Sequence[Item]:
-        gone = frozenset(self._withdrawn())
-        if request.candidate_ids is None:
-            return [one for one in self._catalog.items(self._corpus_id) if one.item_id not in gone]
-        found = self._catalog.by_ids(request.candidate_ids)
-        return [found[item_id] for item_id in request.candidate_ids if item_id in found and item_id not in gone]
+    def _query(self, query_id: uuid.UUID) -> TeacherQuery:
+        asked = self._rankings.query(query_id)
+        if asked is None:
+            raise InvalidRequest("payload.query_ids", f"no query is recorded as {query_id}")
+        return TeacherQuery(decode_image(self._blobs.get(asked.image_sha256)), asked.prompt)
 
-    def _image(self, item: Item) -> Any:
+    def _candidates(self, request: RankRequest) -> list[list[Item]]:
+        """The items of each query, as asked for and in that order, without those withdrawn since."""
+        gone = frozenset(self._withdrawn())
+        named = {item_id for wanted in request.wanted for item_id in wanted.candidate_ids or ()}
+        known: Mapping[int, Item] = self._catalog.by_ids(sorted(named)) if named else {}
+        corpus: list[int] = []
+        if any(wanted.candidate_ids is None for wanted in request.wanted):
+            every = {item.item_id: item for item in self._catalog.items(self._corpus_id)}
+            corpus, known = list(every), {**known, **every}
+        lists = []
+        for wanted in request.wanted:
+            ids = corpus if wanted.candidate_ids is None else wanted.candidate_ids
+            lists.append([known[item_id] for item_id in ids if item_id in known and item_id not in gone])
+            if not lists[-1]:
+                raise InvalidRequest(
+                    "payload.candidate_ids", f"no candidate of query {wanted.query_id} is left in the corpus"
+                )
+        return lists
+
+    def _item(self, item: Item, beat: Beat) -> TeacherItem:
+        beat.check()
         try:
-            return decode_image(self._blobs.get(item.image_sha256))
+            return TeacherItem(item.item_id, decode_image(self._blobs.get(item.image_sha256)), item.caption)
         except BlobNotFound as error:
             raise BlobNotFound(f"the image of item {item.item_id} is not stored", item_id=item.item_id) from error
 
 
-def _name_of(item_ids: Sequence[int]) -> str:
-    """A name for an unnamed list: equal lists have equal names, whatever their order."""
-    digest = hashlib.sha256(",".join(str(item_id) for item_id in sorted(item_ids)).encode()).hexdigest()[:12]
-    return f"list-{len(item_ids)}-{digest}"
+def of_candidates(ranking: Ranking, item_ids: Sequence[int]) -> Ranking:
+    """The part of a ranking that is about ``item_ids``, in their order. KeyError for one that was not scored."""
+    place = {item_id: number for number, item_id in enumerate(ranking.item_ids.tolist())}
+    rows = np.array([place[item_id] for item_id in item_ids], dtype=np.int64)
+    return replace(
+        ranking,
+        item_ids=ranking.item_ids[rows],
+        tau=ranking.tau[rows],
+        standard_error=ranking.standard_error[rows],
+        tau_halves=ranking.tau_halves[:, rows],
+        samples=ranking.samples[rows],
+    )

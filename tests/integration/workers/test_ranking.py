@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 
@@ -15,19 +17,21 @@ from byline.errors import BylineError
 from byline.jobs import Claim, Job, NewJob, Stage, State
 from byline.jobs.runner import Beat, Outcome, RunOutcome
 from byline.jobs.states import Kind
-from byline.rankings.store import RankingStore
+from byline.rankings.store import LabelledQuery, RankingStore
 from services.workers.ranking import RankStage
+from services.workers.scratch import Scratch
 
 from .conftest import Bench, png
 
 
 @pytest.fixture
-def rank(bench: Bench) -> RankStage:
+def rank(bench: Bench, tmp_path: Path) -> RankStage:
     return RankStage(
         rankings=RankingStore(bench.engine),
         catalog=bench.catalog,
         bench=bench.teachers,
         blobs=bench.blobs,
+        scratch=Scratch(tmp_path / "scratch"),
         corpus_id="tiny",
         withdrawn=bench.withdrawn,
         teacher="abu_plus",
@@ -36,16 +40,16 @@ def rank(bench: Bench) -> RankStage:
     )
 
 
-def add_query(bench: Bench) -> uuid.UUID:
+def add_query(bench: Bench, seed: int = 1) -> uuid.UUID:
     with transaction(bench.engine) as connection:
         return RankingStore(bench.engine).add_query(
             connection,
             model_id="tiny",
             prompt="a red cat",
-            seed=1,
+            seed=seed,
             split="train",
             near_duplicate_group=1,
-            image_sha256=bench.blobs.put(png(200)),
+            image_sha256=bench.blobs.put(png(199 + seed)),
             source="corpus",
         )
 
@@ -74,7 +78,7 @@ def test_the_ranking_is_written_with_the_completion(bench: Bench, rank: RankStag
     assert label.item_ids.tolist() == wanted
     assert label.query_id == query_id
     assert label.tau_halves is not None and label.tau_halves.shape == (2, 3)
-    assert (result["n"], result["draws"]) == (3, 16)
+    assert (result["n"], result["draws"]) == ([3], 16)
 
 
 def test_the_same_label_asked_for_twice_is_kept_once_and_both_jobs_succeed(bench: Bench, rank: RankStage) -> None:
@@ -126,4 +130,54 @@ def test_a_worker_with_another_revision_of_the_model_makes_no_label(bench: Bench
         connection.execute(text("UPDATE models SET revision = 'another'"))
     assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.FAILED
     assert bench.jobs.find(job.id).error["reason"] == "MODEL_MISMATCH"  # type: ignore[union-attr,index]
+    assert RankingStore(bench.engine).teachers("tiny") == {}
+
+
+def linear(bench: Bench, **payload: Any) -> Job:
+    return rank_job(bench, {"teacher": "abu_plus_linear", **payload})
+
+
+def labels(bench: Bench, job: Job) -> dict[uuid.UUID, LabelledQuery]:
+    teacher_id = bench.jobs.results(job.id)[Stage.RANK].result["teacher_id"]
+    found = {label.query_id: label for label in RankingStore(bench.engine).load("tiny", teacher_id)}
+    with transaction(bench.engine) as connection:
+        connection.execute(text("DELETE FROM rankings"))
+    return found
+
+
+def same(one: LabelledQuery, other: LabelledQuery) -> None:
+    np.testing.assert_array_equal(one.item_ids, other.item_ids)
+    for name in ("tau", "standard_error", "tau_halves"):
+        first, second = getattr(one, name), getattr(other, name)
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-4 * np.abs(first).max())
+    assert (one.candidate_set, one.draws) == (other.candidate_set, other.draws)
+
+
+def test_a_batch_gives_every_query_the_ranking_it_would_have_had_alone(bench: Bench, rank: RankStage) -> None:
+    queries = [add_query(bench, seed) for seed in (1, 2, 3)]
+    wanted = [[5, 2, 4], [1, 2], [6, 5, 4, 3]]
+    batch = linear(bench, query_ids=[str(q) for q in queries], candidate_ids_by_query=wanted, candidate_set="mine")
+    assert bench.runner().run(batch.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert bench.jobs.results(batch.id)[Stage.RANK].result["scored"] == 6
+    together = labels(bench, batch)
+    for query, ids in zip(queries, wanted, strict=True):
+        single = linear(bench, query_id=str(query), candidate_ids=ids, candidate_set="mine")
+        bench.runner().run(single.id, Stage.RANK, rank)
+        alone = labels(bench, single)[query]
+        assert together[query].item_ids.tolist() == ids
+        same(together[query], alone)
+
+
+def test_the_exact_teacher_scores_only_what_each_query_asked_for(bench: Bench, rank: RankStage) -> None:
+    queries = [add_query(bench, seed) for seed in (1, 2)]
+    job = rank_job(bench, {"query_ids": [str(q) for q in queries], "candidate_ids_by_query": [[5, 2], [1]]})
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert {q: label.item_ids.tolist() for q, label in labels(bench, job).items()} == {
+        queries[0]: [5, 2], queries[1]: [1],
+    }  # fmt: skip
+
+
+def test_a_batch_of_which_one_query_is_unknown_labels_none(bench: Bench, rank: RankStage) -> None:
+    job = linear(bench, query_ids=[str(add_query(bench)), str(uuid.uuid4())], candidate_ids=[1, 2])
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.FAILED
     assert RankingStore(bench.engine).teachers("tiny") == {}
