@@ -9,22 +9,23 @@ preconditioned query gradients by a matrix product: about a hundred times cheape
 queries at the same ranking (measured, C2). It also has no difference of nearly equal losses, so
 nothing is lost in rounding. The exact form (``abu_plus``) stays the oracle it is checked against.
 
-The gradient of a K or V projection is a sum over tokens of delta a^T whose inputs a do not depend
-on timestep or noise; so the deltas are summed over the draws *first*, and multiplied out once.
+Only the queries' gradients are ever rotated into the curvature's eigenbasis, once each: rotating
+activations per position first costs about nine times as much (C2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from byline.errors import TeacherNotUsable
-from byline.teachers.layers import capture
-from byline.teachers.natural_gradient import NaturalGradientTeacher
+from byline.diffusion.model import DiffusionModel
+from byline.teachers.item_gradients import GradientBlock, ItemGradients
+from byline.teachers.natural_gradient import NaturalGradientTeacher, UnlearningSettings
+from byline.teachers.preconditioner import Preconditioner
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -35,12 +36,46 @@ from byline.teachers.ranking import (
     never_cancelled,
     summarise,
 )
+from byline.teachers.row_store import RowStore, digest_of
 
 
 class AbuPlusLinear(NaturalGradientTeacher):
-    """The first-order teacher. Same settings, step unit and sign as the exact one."""
+    """The first-order teacher. Same settings, step unit and sign as the exact one.
+
+    ``memory``: bytes that the gradients and scores of one chunk of items may take, the activations of a
+    batch aside. ``autocast``: forward and backward passes in bfloat16; off by default.
+    """
 
     method = "abu_plus_linear"
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        curvature: Preconditioner,
+        settings: UnlearningSettings,
+        batch: int = 128,
+        *,
+        memory: int = 256 << 20,
+        autocast: bool = False,
+    ) -> None:
+        """See ``NaturalGradientTeacher``."""
+        super().__init__(model, curvature, settings, batch)
+        self.memory = memory
+        self.gradients = ItemGradients(model, self._layers, self.scheme, batch, settings.aggregation, autocast=autocast)
+
+    @property
+    def teacher_id(self) -> str:
+        """See ``Teacher``."""
+        return super().teacher_id + ("/bfloat16" if self.gradients.autocast else "")
+
+    def fit(
+        self,
+        corpus: Sequence[TeacherItem],
+        *,
+        progress: Progress = ignore_progress,
+        check: Check = never_cancelled,
+    ) -> None:
+        """Nothing: the curvature it was made with is all that it needs of the corpus."""
 
     def score(
         self,
@@ -62,16 +97,35 @@ class AbuPlusLinear(NaturalGradientTeacher):
         candidate_set: str = "given",
         progress: Progress = ignore_progress,
         check: Check = never_cancelled,
+        store: Path | None = None,
     ) -> list[Ranking]:
-        """First-order tau of every candidate for every query, one pass over the candidates."""
-        directions = [self.direction(query) for query in queries]
-        stacked = {n: torch.stack([d[n] for d in directions]) for n in self._layers}
-        replicates = self.replicates(stacked, candidates, progress, check)  # [n, r, q]
+        """First-order tau of every candidate for every query, one pass over the candidates.
+
+        With ``store``, a directory, a killed pass goes on where it stopped (see ``replicates``).
+        """
+        if not queries:
+            return []
+        directions = self.directions(queries, check=check)
+        flips = self.settings.flips
+        orientations = (False,) if flips == "none" else (False, True)
+        total = len(candidates) * len(orientations)
+        found = []  # [n, r, q] of each orientation
+        for flipped in orientations:
+
+            def onward(done: int, _total: int, before: int = len(found) * len(candidates)) -> None:  # noqa: B008
+                progress(before + done, total)
+
+            place = None if store is None else store / ("tau-flipped.npy" if flipped else "tau.npy")
+            found.append(self.replicates(directions, candidates, onward, check, store=place, flipped=flipped))
         ids = np.array([item.item_id for item in candidates], dtype=np.int64)
+        scores = [np.stack([f[:, :, q].T for f in found]) for q in range(len(queries))]  # [orientations, r, n]
         return [
-            summarise(replicates[:, :, q].T, ids, self.settings.item_draws, self.teacher_id, candidate_set)
-            for q in range(len(queries))
-        ]
+            summarise(
+                s if flips != "none" else s[0], ids, self.settings.item_draws, self.teacher_id, candidate_set,
+                flips=flips,
+            )
+            for s in scores
+        ]  # fmt: skip
 
     def replicates(
         self,
@@ -79,90 +133,90 @@ class AbuPlusLinear(NaturalGradientTeacher):
         items: Sequence[TeacherItem],
         progress: Progress = ignore_progress,
         check: Check = never_cancelled,
-        chunk: int = 16,
+        chunk: int | None = None,
         store: Path | None = None,
+        *,
+        flipped: bool = False,
     ) -> NDArray[np.float64]:
-        """tau of every (item, replicate, query), float64 [n, r, q].
+        """tau of every (item, replicate, query) in one orientation, float64 [n, r, q].
 
-        ``directions``: per layer [q, out, in]. With ``store`` every finished chunk is written to a
-        memory-mapped file beside a flag, and a later call with the same inputs resumes after it.
+        ``directions``: per layer [q, rows, columns], of all the teacher's layers. ``chunk`` items are
+        kept at a time, by default as many as ``memory`` holds. With ``store`` (an .npy file) every
+        finished chunk is kept beside a written-flag, and a later call with the same inputs and chunk
+        goes on after it to the same bits; a store of other inputs is refused (TeacherNotUsable).
+        ``progress`` counts items; ``check`` is called before every batch and may raise.
         """
         queries = next(iter(directions.values())).shape[0]
         shape = (len(items), self.settings.replicates, queries)
-        result, written = _open_store(store, shape)
-        for start in range(0, len(items), chunk):
-            rows = slice(start, min(start + chunk, len(items)))
-            if not written[rows].all():
-                check()
-                result[rows] = self._score_chunk(directions, items[rows])
-                written[rows] = True
-                if isinstance(result, np.memmap):
-                    result.flush()
-                    written.flush()  # type: ignore[attr-defined]
-            progress(rows.stop, len(items))
-        return np.asarray(result)
+        rows = self._pass(directions, items, shape, progress, check, chunk, store, flipped)
+        return np.asarray(rows)
 
-    def _score_chunk(self, directions: dict[str, torch.Tensor], items: Sequence[TeacherItem]) -> NDArray[np.float64]:
-        """tau [items, replicates, queries] of a few items."""
-        inputs, deltas = self.token_gradients(items)
-        total = torch.zeros(len(items), self.settings.replicates, next(iter(directions.values())).shape[0])
-        for name, delta in deltas.items():
-            gradient = torch.einsum("nrto,nti->nroi", delta, inputs[name])
-            total += (gradient.flatten(2) @ directions[name].flatten(1).T).cpu()
-        return (total.double() / self.settings.corpus_size).numpy()
+    def layer_replicates(
+        self,
+        directions: dict[str, torch.Tensor],
+        items: Sequence[TeacherItem],
+        progress: Progress = ignore_progress,
+        check: Check = never_cancelled,
+        chunk: int | None = None,
+        store: Path | None = None,
+        *,
+        flipped: bool = False,
+    ) -> NDArray[np.float64]:
+        """``replicates`` layer by layer, float64 [layers, n, r, q], layers in the order of ``directions``.
 
-    def token_gradients(self, items: Sequence[TeacherItem]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Per layer the text inputs [n, tokens, in] and mean output gradients [n, r, tokens, out].
-
-        Their contraction over tokens is the item's weight gradient, averaged over a replicate.
+        Curvature is block-diagonal, so a selection's tau is the sum of its layers': one pass over the
+        widest selection judges every narrower one, and several dampings where their directions are
+        stacked along q. With aggregation ``unit`` the norm is over *this* teacher's layers.
         """
-        model, scheme = self.model, self.scheme
-        latents = model.encode_images([item.image for item in items])
-        states = model.encode_prompts([item.caption for item in items])
-        per_replicate = scheme.draws // scheme.replicates
-        pairs = [(i, d) for i in range(len(items)) for d in range(scheme.draws)]
-        blocks = [
-            scheme.draw(
-                scheme.key(item.item_id, item.caption), range(scheme.draws), model.latent_shape, model.num_timesteps
-            )
-            for item in (items if scheme.kind == "item" else items[:1])
-        ]
-        inputs: dict[str, torch.Tensor] = {}
-        deltas: dict[str, torch.Tensor] = {}
-        for start in range(0, len(pairs), self.batch):
-            part = pairs[start : start + self.batch]
-            rows = torch.tensor([i for i, _ in part])
-            block = [blocks[i if scheme.kind == "item" else 0] for i, _ in part]
-            timesteps = torch.stack([b[0][d] for b, (_, d) in zip(block, part, strict=True)]).to(model.device)
-            noise = torch.stack([b[1][d] for b, (_, d) in zip(block, part, strict=True)]).to(model.device)
-            with capture(self._layers) as record:
-                losses = model.denoising_loss(latents[rows], states[rows], timesteps, noise)
-                found = record.gradients(losses)
-            cell = rows * scheme.replicates + torch.tensor([d % scheme.replicates for _, d in part])
-            for name, delta in found.items():
-                if name not in deltas:
-                    deltas[name] = torch.zeros(len(items) * scheme.replicates, *delta.shape[1:], device=model.device)
-                    inputs[name] = torch.zeros(len(items), *record.inputs[name].shape[1:], device=model.device)
-                deltas[name].index_add_(0, cell.to(model.device), delta / per_replicate)
-                inputs[name][rows] = record.inputs[name]
-        shape = (len(items), scheme.replicates)
-        return inputs, {n: d.reshape(*shape, *d.shape[1:]) for n, d in deltas.items()}
+        queries = next(iter(directions.values())).shape[0]
+        shape = (len(items), len(directions), self.settings.replicates, queries)
+        rows = self._pass(directions, items, shape, progress, check, chunk, store, flipped)
+        return np.asarray(rows).swapaxes(0, 1)
 
+    def blocks(
+        self,
+        items: Sequence[TeacherItem],
+        chunk: int,
+        written: NDArray[np.bool_],
+        progress: Progress,
+        check: Check,
+        flipped: bool = False,
+    ) -> Iterator[tuple[slice, GradientBlock]]:
+        """Gradients chunk by chunk, of the chunks not wholly ``written`` [n]; always the same chunks."""
+        for start in range(0, len(items), chunk):
+            place = slice(start, min(start + chunk, len(items)))
+            if not written[place].all():
+                yield place, self.gradients.block(items[place], flipped, check=check)
+            progress(place.stop, len(items))
 
-def _open_store(store: Path | None, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Result and written-flags, in memory or memory-mapped; a store of another shape is refused."""
-    if store is None:
-        return np.zeros(shape), np.zeros(shape[0], dtype=bool)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    flags = store.with_suffix(".written.npy")
-    if store.exists() and flags.exists():
-        result = np.lib.format.open_memmap(store, mode="r+")
-        written = np.lib.format.open_memmap(flags, mode="r+")
-        if result.shape != shape:
-            raise TeacherNotUsable(
-                f"{store} holds scores of shape {result.shape}, not {shape}: remove it to start anew"
-            )
-        return result, written
-    result = np.lib.format.open_memmap(store, mode="w+", dtype=np.float64, shape=shape)
-    written = np.lib.format.open_memmap(flags, mode="w+", dtype=bool, shape=shape[:1])
-    return result, written
+    def chunk_for(self, bytes_of_results: int) -> int:
+        """How many items fit into ``memory`` where each yields ``bytes_of_results`` besides its gradients."""
+        return max(1, self.memory // (self.gradients.bytes_per_item() + bytes_of_results))
+
+    def _pass(
+        self,
+        directions: dict[str, torch.Tensor],
+        items: Sequence[TeacherItem],
+        shape: tuple[int, ...],
+        progress: Progress,
+        check: Check,
+        chunk: int | None,
+        store: Path | None,
+        flipped: bool,
+    ) -> NDArray[np.float64]:
+        """Fill [n, r, q], or [n, layers, r, q], with tau."""
+        identity = "" if store is None else digest_of(f"{self.teacher_id}/{flipped}", items, directions)
+        rows = RowStore.open(store, shape, np.float64, identity)
+        met = {n: d.flatten(1).T.to(self.model.device) for n, d in directions.items()}  # [rows * columns, q]
+        chunk = chunk or self.chunk_for(8 * int(np.prod(shape[1:])))
+        for place, block in self.blocks(items, chunk, rows.written, progress, check, flipped):
+            tau = torch.zeros(block.count, *shape[1:], dtype=torch.float64, device=self.model.device)
+            for layer, (name, direction) in enumerate(met.items()):
+                found = (block.replicate_gradients(name).flatten(2) @ direction).double()
+                if tau.dim() == found.dim():
+                    tau += found
+                else:
+                    tau[:, layer] = found
+            rows.put(place, (tau / self.settings.corpus_size).cpu().numpy())
+            del block  # before the next one is made
+        return rows.rows

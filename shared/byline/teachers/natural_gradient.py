@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
@@ -15,10 +16,11 @@ import torch
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.layers import capture, select_layers, weight_gradients
+from byline.teachers.item_gradients import GradientBlock, ItemGradients, Objective
+from byline.teachers.layers import EditableLayer, select_layers
 from byline.teachers.noise import NoiseScheme
 from byline.teachers.preconditioner import Preconditioner
-from byline.teachers.ranking import TeacherQuery
+from byline.teachers.ranking import Check, TeacherItem, TeacherQuery, never_cancelled
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,80 @@ class UnlearningSettings:
     linearity: float = 0.1
     racing: int = 0
 
+    @property
+    def noise_scheme(self) -> NoiseScheme:
+        """The items' noise. Raises TeacherNotUsable when the draws do not split into equal replicates."""
+        return NoiseScheme(self.noise, self.seed, self.item_draws, self.replicates, self.antithetic)
+
     def digest(self) -> str:
         """First 8 hex digits over all fields, for the teacher id."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def query_gradient(
-    model: DiffusionModel, curvature: Preconditioner, query: TeacherQuery, draws: int, seed: int, batch: int = 64
-) -> dict[str, torch.Tensor]:
-    """E[grad L(query)] over ``draws`` stratified (timestep, noise) pairs; per layer [rows, columns].
+#: Noise key of every query, so that no item's noise is ever its own: sharing it is biased (C3).
+QUERY_KEY = "query"
+#: Item id a query bears where it is treated like an item; no corpus item has a negative id.
+_QUERY_ID = -1
 
-    The query's noise has a key of its own and is never an item's: sharing it is biased (C3).
+
+def query_blocks(
+    model: DiffusionModel,
+    layers: dict[str, EditableLayer],
+    queries: Sequence[TeacherQuery],
+    settings: UnlearningSettings,
+    *,
+    batch: int = 128,
+    objective: Objective = "denoising",
+    replicates: int = 1,
+    memory: int = 256 << 20,
+    check: Check = never_cancelled,
+) -> Iterator[tuple[slice, GradientBlock]]:
+    """E[grad L(query)] over ``settings.query_draws`` stratified draws, a few queries at a time (``memory`` bytes).
+
+    Draws of several queries share a batch. All queries have the same noise, under a key of their own.
+    The plain mean over draws, whatever ``settings.aggregation``: that is about the items' rise, and
+    the step that causes it is the published one. ``replicates`` splits the draws for a standard error.
     """
-    layers = select_layers(model.unet, curvature.selection)
-    scheme = NoiseScheme("item", seed, draws, 1)
-    latent = model.encode_images([query.image])
-    states = model.encode_prompts([query.prompt])
-    total = {n: torch.zeros(layer.rows, layer.columns, device=model.device) for n, layer in layers.items()}
-    for start in range(0, draws, batch):
-        indices = range(start, min(start + batch, draws))
-        timesteps, noise = scheme.draw("query", indices, model.latent_shape, model.num_timesteps)
-        count = len(indices)
-        with capture(layers) as record:
-            losses = model.denoising_loss(
-                latent.expand(count, -1, -1, -1),
-                states.expand(count, -1, -1),
-                timesteps.to(model.device),
-                noise.to(model.device),
-            )
-            deltas = record.gradients(losses)
-        for name, g in weight_gradients(record.inputs, deltas).items():
-            total[name] += g.sum(0) / draws
+    scheme = NoiseScheme("item", settings.seed, settings.query_draws, replicates, settings.antithetic)
+    gradients = ItemGradients(model, layers, scheme, batch, objective=objective)
+    as_items = [TeacherItem(_QUERY_ID, query.image, query.prompt) for query in queries]
+    chunk = max(1, memory // gradients.bytes_per_item())
+    for start in range(0, len(queries), chunk):
+        place = slice(start, min(start + chunk, len(queries)))
+        yield place, gradients.block(as_items[place], key=QUERY_KEY, check=check)
+
+
+def query_gradients(
+    model: DiffusionModel,
+    layers: dict[str, EditableLayer],
+    queries: Sequence[TeacherQuery],
+    settings: UnlearningSettings,
+    *,
+    batch: int = 128,
+    objective: Objective = "denoising",
+    check: Check = never_cancelled,
+) -> dict[str, torch.Tensor]:
+    """The queries' gradients, per layer [q, rows, columns]; see ``query_blocks``."""
+    total = {n: torch.empty(len(queries), e.rows, e.columns, device=model.device) for n, e in layers.items()}
+    for place, block in query_blocks(model, layers, queries, settings, batch=batch, objective=objective, check=check):
+        for name, gradient in total.items():
+            gradient[place] = block.gradients(name)
     return total
+
+
+def query_gradient(
+    model: DiffusionModel,
+    layers: dict[str, EditableLayer],
+    query: TeacherQuery,
+    settings: UnlearningSettings,
+    *,
+    batch: int = 128,
+    objective: Objective = "denoising",
+    check: Check = never_cancelled,
+) -> dict[str, torch.Tensor]:
+    """One query's gradient, per layer [rows, columns]; see ``query_blocks``."""
+    found = query_gradients(model, layers, [query], settings, batch=batch, objective=objective, check=check)
+    return {name: gradient[0] for name, gradient in found.items()}
 
 
 class NaturalGradientTeacher:
@@ -92,15 +136,15 @@ class NaturalGradientTeacher:
         self, model: DiffusionModel, curvature: Preconditioner, settings: UnlearningSettings, batch: int = 128
     ) -> None:
         """Raises TeacherNotUsable for settings that do not fit together or curvature of another model."""
-        if settings.item_draws % settings.replicates:
-            raise TeacherNotUsable("item_draws must be a multiple of replicates")
         if curvature.model_revision != model.revision:
             raise TeacherNotUsable("the curvature was fitted on another revision of the model")
         self.model = model
         self.curvature = curvature
         self.settings = settings
         self.batch = batch
-        self.scheme = NoiseScheme(settings.noise, settings.seed, settings.item_draws, settings.replicates)
+        self.scheme = NoiseScheme(
+            settings.noise, settings.seed, settings.item_draws, settings.replicates, settings.antithetic
+        )
         self._layers = select_layers(model.unet, curvature.selection)
 
     @property
@@ -108,9 +152,11 @@ class NaturalGradientTeacher:
         """See ``Teacher``."""
         return f"{self.method}/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
 
+    def directions(self, queries: Sequence[TeacherQuery], *, check: Check = never_cancelled) -> dict[str, torch.Tensor]:
+        """Natural-gradient ascent directions (F + damping)^-1 grad L(query), per layer [q, rows, columns]."""
+        gradients = query_gradients(self.model, self._layers, queries, self.settings, batch=self.batch, check=check)
+        return self.curvature.precondition(gradients, self.settings.damping)
+
     def direction(self, query: TeacherQuery) -> dict[str, torch.Tensor]:
-        """The natural-gradient ascent direction (F + damping)^-1 grad L(query), per layer [rows, columns]."""
-        gradient = query_gradient(
-            self.model, self.curvature, query, self.settings.query_draws, self.settings.seed, self.batch
-        )
-        return self.curvature.precondition(gradient, self.settings.damping)
+        """The direction of one query, per layer [rows, columns]; see ``directions``."""
+        return {name: found[0] for name, found in self.directions([query]).items()}
