@@ -81,7 +81,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
         settings.model_id,
         Labelling(settings.curation_teacher, settings.curation_draws, settings.curation_teacher_settings),
         Generator(model, settings.curation_sampling_steps, settings.curation_guidance),
-        Prefilter(
+        None if settings.curation_candidates == 0 else Prefilter(
             catalog, features, extractor, settings.corpus_id,
             count=settings.curation_candidates, explore_share=settings.curation_explore_share,
         ),
@@ -104,6 +104,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
         count_rankings,
         target_open=settings.curation_target_open,
         max_rankings=settings.curation_max_rankings,
+        batch=settings.curation_batch,
     )
 
 

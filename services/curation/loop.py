@@ -28,7 +28,7 @@ LONGEST_PAUSE = 32
 
 
 class Curator:
-    """``tick`` adds at most one ranking job; ``run`` ticks until asked to stop.
+    """``tick`` adds at most one ranking job, of up to ``batch`` queries; ``run`` ticks until asked to stop.
 
     ``plan`` starts the plan afresh, from the corpus and the stored splits as they are now.
     """
@@ -42,6 +42,7 @@ class Curator:
         *,
         target_open: int,
         max_rankings: int,
+        batch: int = 1,
         splits: Collection[str] = LIVE_SPLITS,
     ) -> None:
         self._producer = producer
@@ -50,22 +51,39 @@ class Curator:
         self._rankings = rankings
         self._target_open = target_open
         self._max_rankings = max_rankings
+        self._batch = batch
         self._splits = splits
 
     def tick(self) -> bool:
-        """Enqueue one query if there is room and budget; True if one was enqueued."""
-        if self._open_jobs() >= self._target_open or self._rankings() >= self._max_rankings:
+        """Enqueue one job of up to ``batch`` queries if there is room and budget; True if one was enqueued."""
+        budget = self._max_rankings - self._rankings()
+        if self._open_jobs() >= self._target_open or budget <= 0:
             return False
+        batch = self._next(min(self._batch, budget))
+        if not batch:
+            return False
+        job_id = self._producer.produce(batch)
+        log.info("queries enqueued", job_id=str(job_id), queries=len(batch), seeds=[one.seed for one in batch])
+        return True
+
+    def _next(self, count: int) -> list[PlannedQuery]:
+        """The next queries of the plan without a label or a job; one whose job ended in vain comes alone."""
         # Read anew and walked from its start each time: a sibling service walks the same plan, items come
         # and go, and a query that failed on the way (database away) or whose job ended in vain comes again.
-        known = self._producer.known()
-        ahead = itertools.islice(self._plan(), LOOK_AHEAD)
-        planned = next((p for p in ahead if p.split in self._splits and (p.prompt, p.seed) not in known), None)
-        if planned is None:
-            return False
-        job_id = self._producer.produce(planned)
-        log.info("query enqueued", job_id=str(job_id), split=planned.split, seed=planned.seed)
-        return True
+        known, failed = self._producer.known(), self._producer.failed()
+        batch: list[PlannedQuery] = []
+        for planned in itertools.islice(self._plan(), LOOK_AHEAD):
+            key = (planned.prompt, planned.seed)
+            if planned.split not in self._splits or key in known:
+                continue
+            if key in failed:
+                if not batch:
+                    return [planned]
+                continue
+            batch.append(planned)
+            if len(batch) == count:
+                break
+        return batch
 
     def run(self, stop: threading.Event, poll_s: float) -> None:
         """Tick until ``stop`` is set. A typed error (database away, model missing) is logged and retried after

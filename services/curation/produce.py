@@ -1,11 +1,12 @@
-"""One query from plan to queue: generate the picture, choose candidates, commit query and job together.
+"""Queries from plan to queue: generate the pictures, choose candidates, commit queries and their one job together.
 
-Why it exists: a query without its ranking job would never be labelled, and a job without its query
-could not run; both rows are written in one transaction, and the same plan never makes one twice.
+Why it exists: a query without its ranking job would never be labelled, and a job without its queries
+could not run; all rows are written in one transaction, and no query is ever in two open jobs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Engine, String, cast, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, text
 
 from byline.catalog.blobs import BlobStore
 from byline.db.models import Base
@@ -31,6 +32,8 @@ MOST_ATTEMPTS = 5
 _QUERIES = Base.metadata.tables["queries"]
 _RANKINGS = Base.metadata.tables["rankings"]
 _JOBS = Base.metadata.tables["jobs"]
+_JOB_QUERIES = Base.metadata.tables["job_queries"]
+_LOCK = 0x63757261  # "cura" in ASCII: one producer at a time decides what is open already
 _ENDED: ColumnElement[bool] = _JOBS.c.state.in_(sorted(TERMINAL))
 
 
@@ -47,7 +50,8 @@ class Labelling:
 class Producer:
     """Turns planned queries into ranking jobs.
 
-    ``generate`` gives PNG bytes of one sample; ``candidates`` the item ids to rank for it.
+    ``generate`` gives PNG bytes of one sample; ``candidates`` the item ids to rank for it, None for the whole
+    corpus (then nothing is chosen by picture).
     """
 
     engine: Engine
@@ -57,74 +61,119 @@ class Producer:
     model_id: str
     labelling: Labelling
     generate: Callable[[PlannedQuery], bytes]
-    candidates: Callable[[PlannedQuery, bytes], NDArray[np.int64]]
+    candidates: Callable[[PlannedQuery, bytes], NDArray[np.int64]] | None
     job_ttl_s: float
 
     def known(self) -> frozenset[tuple[str, int]]:
         """(prompt, seed) of every query that needs no job: it has a ranking (from the snapshot or from this
         service), a ranking job that has not ended, or ``MOST_ATTEMPTS`` jobs of this teacher that gave none."""
         ranked = select(_RANKINGS.c.query_id).where(_RANKINGS.c.model_id == self.model_id)
-        # The parts of a request id, see ``produce``: reading the payloads, with all their candidates, is slow.
-        query_id, teacher = (func.split_part(_JOBS.c.request_id, "/", part) for part in (2, 3))
-        attempts = func.count().filter(teacher == self.labelling.teacher)
-        tried = (
-            select(query_id)
-            .where(_JOBS.c.project_id == PROJECT, _JOBS.c.kind == Kind.RANKING)
-            .group_by(query_id)
-            .having(func.bool_or(~_ENDED) | (attempts >= MOST_ATTEMPTS))
-        )
-        statement = select(_QUERIES.c.prompt, _QUERIES.c.seed).where(
-            _QUERIES.c.model_id == self.model_id,
-            _QUERIES.c.id.in_(ranked) | cast(_QUERIES.c.id, String).in_(tried),
-        )
-        with transaction(self.engine) as connection:
-            return frozenset((prompt, int(seed)) for prompt, seed in connection.execute(statement))
+        attempts = func.count().filter(_JOB_QUERIES.c.teacher == self.labelling.teacher)
+        tried = _jobs_by_query().having(func.bool_or(~_ENDED) | (attempts >= MOST_ATTEMPTS))
+        return self._keys(_QUERIES.c.id.in_(ranked) | _QUERIES.c.id.in_(tried))
 
-    def produce(self, planned: PlannedQuery) -> uuid.UUID:
-        """Enqueue the ranking of one planned query; returns the job's id.
+    def failed(self) -> frozenset[tuple[str, int]]:
+        """(prompt, seed) of every query of which a ranking job has ended. One that is not ``known`` is to be asked
+        for alone: whatever ended its job must not end that of other queries, too."""
+        return self._keys(_QUERIES.c.id.in_(_jobs_by_query().having(func.bool_or(_ENDED))))
 
-        Doing it again makes another job only if the ones before have ended (expired, failed, cancelled).
+    def produce(self, batch: Sequence[PlannedQuery]) -> uuid.UUID:
+        """Enqueue the ranking of some planned queries as one job; returns its id.
+
+        Queries with an open job are left to that (its id is returned if it has all of them), so doing it again
+        makes another job only if the ones before have ended (expired, failed, cancelled).
         """
-        picture = self.generate(planned)
-        ids: Sequence[int] = self.candidates(planned, picture).tolist()
-        digest = self.blobs.put(picture)
+        pictures = [self.generate(planned) for planned in batch]
+        lists = [self._candidates(planned, picture) for planned, picture in zip(batch, pictures, strict=True)]
+        digests = [self.blobs.put(picture) for picture in pictures]
         with transaction(self.engine) as connection:
-            query_id = self.rankings.add_query(
-                connection,
-                model_id=self.model_id,
-                prompt=planned.prompt,
-                seed=planned.seed,
-                split=planned.split,
-                near_duplicate_group=planned.near_duplicate_group,
-                image_sha256=digest,
-                source="corpus",
-            )
-            new = NewJob(
-                project_id=PROJECT,
-                request_id=f"rank/{query_id}/{self.labelling.teacher}/{_ended_jobs(connection, query_id)}",
-                model_id=self.model_id,
-                prompt=planned.prompt,
-                kind=Kind.RANKING,
-                image_sha256=digest,
-                tier=Tier.VERIFIED,
-                top_k=1,
-                candidates=len(ids),
-                ttl_s=self.job_ttl_s,
-                payload={
-                    "query_id": str(query_id),
-                    "teacher": self.labelling.teacher,
-                    "draws": self.labelling.draws,
-                    "teacher_settings": dict(self.labelling.teacher_settings),
-                    "candidate_ids": [str(i) for i in ids],
-                    "candidate_set": f"nearest-{len(ids)}",
-                },
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            ids = [
+                self.rankings.add_query(
+                    connection,
+                    model_id=self.model_id,
+                    prompt=planned.prompt,
+                    seed=planned.seed,
+                    split=planned.split,
+                    near_duplicate_group=planned.near_duplicate_group,
+                    image_sha256=digest,
+                    source="corpus",
+                )
+                for planned, digest in zip(batch, digests, strict=True)
+            ]
+            taken = _open_jobs(connection, ids)
+            left = [number for number, query_id in enumerate(ids) if query_id not in taken]
+            if not left:
+                return taken[ids[0]]
+            new = self._job(
+                connection, batch[left[0]].prompt, [ids[number] for number in left], [lists[number] for number in left]
             )
             [(job, _created)] = self.store.create_within(connection, [new])
         return job.id
 
+    def _job(
+        self, connection: Connection, prompt: str, ids: Sequence[uuid.UUID], lists: Sequence[list[str] | None]
+    ) -> NewJob:
+        digest = hashlib.sha256(",".join(sorted(map(str, ids))).encode()).hexdigest()[:32]
+        payload: dict[str, Any] = {
+            "query_ids": [str(query_id) for query_id in ids],
+            "teacher": self.labelling.teacher,
+            "draws": self.labelling.draws,
+            "teacher_settings": dict(self.labelling.teacher_settings),
+        }
+        if self.candidates is not None:
+            payload["candidate_set"] = f"nearest-{len(lists[0] or ())}"
+            if all(of_query == lists[0] for of_query in lists):
+                payload["candidate_ids"] = lists[0]
+            else:
+                payload["candidate_ids_by_query"] = list(lists)
+        return NewJob(
+            project_id=PROJECT,
+            request_id=f"rank/{digest}/{self.labelling.teacher}/{_ended_jobs(connection, ids)}",
+            model_id=self.model_id,
+            prompt=prompt,
+            kind=Kind.RANKING,
+            tier=Tier.VERIFIED,
+            top_k=1,
+            candidates=max(1, *(len(of_query or ()) for of_query in lists)),
+            ttl_s=self.job_ttl_s,
+            payload=payload,
+        )
 
-def _ended_jobs(connection: Connection, query_id: uuid.UUID) -> int:
-    """How many ranking jobs of this query have ended: the number of the next attempt."""
-    of_query = _JOBS.c.request_id.startswith(f"rank/{query_id}/", autoescape=True)
-    statement = select(func.count()).select_from(_JOBS).where(_JOBS.c.project_id == PROJECT, of_query, _ENDED)
+    def _candidates(self, planned: PlannedQuery, picture: bytes) -> list[str] | None:
+        return None if self.candidates is None else [str(i) for i in self.candidates(planned, picture).tolist()]
+
+    def _keys(self, condition: ColumnElement[bool]) -> frozenset[tuple[str, int]]:
+        statement = select(_QUERIES.c.prompt, _QUERIES.c.seed).where(_QUERIES.c.model_id == self.model_id, condition)
+        with transaction(self.engine) as connection:
+            return frozenset((prompt, int(seed)) for prompt, seed in connection.execute(statement))
+
+
+def _jobs_by_query() -> Select[tuple[uuid.UUID]]:
+    """Ids of queries that ranking jobs are or were about, grouped, for conditions on their jobs."""
+    return (
+        select(_JOB_QUERIES.c.query_id)
+        .join(_JOBS, _JOBS.c.id == _JOB_QUERIES.c.job_id)
+        .where(_JOBS.c.project_id == PROJECT)
+        .group_by(_JOB_QUERIES.c.query_id)
+    )
+
+
+def _open_jobs(connection: Connection, query_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
+    """The open ranking job of each of these queries that has one."""
+    statement = (
+        select(_JOB_QUERIES.c.query_id, _JOB_QUERIES.c.job_id)
+        .join(_JOBS, _JOBS.c.id == _JOB_QUERIES.c.job_id)
+        .where(_JOBS.c.project_id == PROJECT, ~_ENDED, _JOB_QUERIES.c.query_id.in_(query_ids))
+    )
+    return {query_id: job_id for query_id, job_id in connection.execute(statement)}
+
+
+def _ended_jobs(connection: Connection, query_ids: Sequence[uuid.UUID]) -> int:
+    """How many ranking jobs of these queries have ended: the number of the next attempt."""
+    statement = (
+        select(func.count(func.distinct(_JOBS.c.id)))
+        .join(_JOB_QUERIES, _JOBS.c.id == _JOB_QUERIES.c.job_id)
+        .where(_JOBS.c.project_id == PROJECT, _ENDED, _JOB_QUERIES.c.query_id.in_(query_ids))
+    )
     return int(connection.execute(statement).scalar_one())

@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     verify_selection: str = "cross_attention_kv"
     verify_damping: float = Field(0.1, gt=0)
     verify_aggregation: Aggregation = "sum"
+    #: Stop spending draws on candidates that cannot reach the top_k a job asked for.
+    verify_racing: bool = True
+    #: Noise draws of the query's gradient in the ESTIMATED tier.
+    estimate_draws: int = Field(64, ge=8, multiple_of=8)
     device: str = "cpu"
     torch_threads: int = Field(1, ge=1)
     seed: int = 0
@@ -109,7 +113,10 @@ class Settings(BaseSettings):
     curation_aggregation: Aggregation = "sum"
     curation_target_open: int = Field(2, ge=0)
     curation_poll_seconds: float = Field(2.0, gt=0)
-    curation_candidates: int = Field(400, ge=1)
+    #: Candidates of a query: its nearest, and some at random. 0: the whole corpus.
+    curation_candidates: int = Field(400, ge=0)
+    #: Queries of one ranking job: they share the pass over their candidates.
+    curation_batch: int = Field(8, ge=1, le=256)
     curation_explore_share: float = Field(0.1, ge=0, le=1)
     curation_draws: int = Field(64, ge=1)
     curation_sampling_steps: int = Field(50, ge=1)

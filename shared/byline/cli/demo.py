@@ -47,6 +47,8 @@ from byline.releases.registry import ReleaseRecord, ReleaseRegistry
 ENVIRONMENT = {
     "BYLINE_CURATION_CANDIDATES": "100",
     "BYLINE_CURATION_DRAWS": "24",
+    "BYLINE_CURATION_BATCH": "2",
+    "BYLINE_CURATION_TARGET_OPEN": "1",
     "BYLINE_TRAINER_POLL_SECONDS": "1",
     "BYLINE_TORCH_THREADS": "2",
 }

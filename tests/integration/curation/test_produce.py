@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +76,24 @@ def _rank(engine: Engine, job_id: uuid.UUID) -> None:
 
 def test_a_query_with_an_unfinished_job_is_known_and_has_one_job(producer: Producer) -> None:
     assert producer.known() == frozenset()
-    job = producer.produce(PLANNED)
+    job = producer.produce([PLANNED])
     assert producer.known() == {KEY}
-    assert producer.produce(PLANNED) == job
+    assert producer.produce([PLANNED]) == job
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
 def test_a_query_whose_job_ended_without_a_ranking_gets_another_job(
     producer: Producer, engine: Engine, state: str
 ) -> None:
-    first = producer.produce(PLANNED)
+    first = producer.produce([PLANNED])
     _end(engine, first, state)
     assert producer.known() == frozenset()
-    second = producer.produce(PLANNED)
+    second = producer.produce([PLANNED])
     assert second != first and producer.known() == {KEY}
 
 
 def test_a_ranked_query_is_known_when_its_job_has_ended(producer: Producer, engine: Engine) -> None:
-    job = producer.produce(PLANNED)
+    job = producer.produce([PLANNED])
     _rank(engine, job)
     _end(engine, job, "SUCCEEDED")
     assert producer.known() == {KEY}
@@ -103,15 +103,59 @@ def test_a_query_that_always_fails_is_left_alone_in_the_end(producer: Producer, 
     jobs = set()
     for _ in range(MOST_ATTEMPTS):
         assert producer.known() == frozenset()
-        jobs.add(job := producer.produce(PLANNED))
+        jobs.add(job := producer.produce([PLANNED]))
         _end(engine, job)
     assert len(jobs) == MOST_ATTEMPTS and producer.known() == {KEY}
 
 
+BATCH = [PlannedQuery(f"kite {number}", number, number, "train") for number in range(3)]
+
+
+def test_a_batch_is_one_job_that_names_all_its_queries(producer: Producer, engine: Engine) -> None:
+    job = producer.store.find(producer.produce(BATCH))
+    assert job is not None and producer.known() == {(planned.prompt, planned.seed) for planned in BATCH}
+    with transaction(engine) as connection:
+        prompts = dict(connection.execute(QUERIES.select().with_only_columns(QUERIES.c.id, QUERIES.c.prompt)).all())
+    assert [prompts[uuid.UUID(query)] for query in job.payload["query_ids"]] == ["kite 0", "kite 1", "kite 2"]
+    # One list for all, since they are equal here.
+    assert job.payload["candidate_ids"] == ["0", "1", "2", "3"]
+
+
+def test_queries_with_different_candidates_keep_their_own(producer: Producer) -> None:
+    own = replace(producer, candidates=lambda planned, picture: np.arange(planned.seed, planned.seed + 2))
+    job = producer.store.find(own.produce(BATCH))
+    assert job is not None and job.payload["candidate_ids_by_query"] == [["0", "1"], ["1", "2"], ["2", "3"]]
+    assert job.payload["candidate_set"] == "nearest-2" and "candidate_ids" not in job.payload
+
+
+def test_the_whole_corpus_is_asked_for_without_a_list(producer: Producer) -> None:
+    job = producer.store.find(replace(producer, candidates=None).produce(BATCH))
+    assert job is not None and not {"candidate_ids", "candidate_ids_by_query", "candidate_set"} & set(job.payload)
+
+
+def test_no_query_is_in_two_open_jobs(producer: Producer) -> None:
+    first = producer.produce(BATCH[:2])
+    second = producer.store.find(producer.produce(BATCH[1:]))
+    assert second is not None and second.id != first and len(second.payload["query_ids"]) == 1
+    assert producer.produce(BATCH[:2]) == first
+
+
+def test_each_query_of_a_failed_batch_has_an_attempt_less_and_is_told_apart(
+    producer: Producer, engine: Engine
+) -> None:
+    keys = {(planned.prompt, planned.seed) for planned in BATCH}
+    for attempt in range(MOST_ATTEMPTS):
+        assert (producer.known(), producer.failed()) == (frozenset(), keys if attempt else frozenset())
+        _end(engine, producer.produce(BATCH))
+    assert producer.known() == producer.failed() == keys
+    other = replace(producer, labelling=Labelling("abu_plus", 16, {}))
+    assert other.known() == frozenset()
+
+
 def test_the_store_tells_in_which_splits_a_prompt_is(producer: Producer, engine: Engine) -> None:
-    producer.produce(PLANNED)
-    producer.produce(PlannedQuery(PLANNED.prompt, 8, 2, "test"))
-    producer.produce(PlannedQuery("a blue kite", 9, 4, "validation"))
+    producer.produce([PLANNED])
+    producer.produce([PlannedQuery(PLANNED.prompt, 8, 2, "test")])
+    producer.produce([PlannedQuery("a blue kite", 9, 4, "validation")])
     splits = RankingStore(engine).splits_of_prompts("toy")
     assert splits == {PLANNED.prompt: {"train", "test"}, "a blue kite": {"validation"}}
     assert RankingStore(engine).splits_of_prompts("other") == {}
@@ -130,7 +174,7 @@ def test_a_stored_test_caption_stays_a_test_caption_whatever_items_come_and_go(
 
     before = splits()
     for planned in list(itertools.islice(live_plan(catalog, rankings, "toy", "toy", 0), 30)):
-        producer.produce(planned)
+        producer.produce([planned])
     # Items with smaller ids rename every group; then the ones that held the names, and one caption, go.
     catalog.add_items("toy", [Item(n, f"kite {1000 + n}", image_sha256=f"{n:064x}") for n in range(1, 30)])
     assert splits() == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from byline.errors import DatabaseUnavailable
@@ -21,15 +21,20 @@ class Producing:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.made: list[PlannedQuery] = []
+        self.batches: list[list[str]] = []
         self.without_job: set[PlannedQuery] = set()
 
     def known(self) -> frozenset[tuple[str, int]]:
         return frozenset((p.prompt, p.seed) for p in self.made if p not in self.without_job)
 
-    def produce(self, planned: PlannedQuery) -> uuid.UUID:
+    def failed(self) -> frozenset[tuple[str, int]]:
+        return frozenset((p.prompt, p.seed) for p in self.without_job)
+
+    def produce(self, batch: Sequence[PlannedQuery]) -> uuid.UUID:
         if self.errors:
             raise self.errors.pop(0)
-        self.made.append(planned)
+        self.made += batch
+        self.batches.append([planned.prompt for planned in batch])
         return uuid.uuid4()
 
 
@@ -48,9 +53,9 @@ class Stop(threading.Event):
         return self.is_set()
 
 
-def curator(producing: Producing, plan: Any = lambda: PLAN, max_rankings: int = 10) -> Curator:
+def curator(producing: Producing, plan: Any = lambda: PLAN, max_rankings: int = 10, batch: int = 1) -> Curator:
     return Curator(
-        cast(Producer, producing), plan, lambda: 0, lambda: 0, target_open=2, max_rankings=max_rankings
+        cast(Producer, producing), plan, lambda: 0, lambda: 0, target_open=2, max_rankings=max_rankings, batch=batch
     )  # fmt: skip
 
 
@@ -83,3 +88,26 @@ def test_a_plan_without_live_groups_ends_the_tick() -> None:
         yield from (PlannedQuery(f"thing {n}", n, n, "test") for n in range(10))
 
     assert not curator(Producing(), all_test).tick()
+
+
+LONG_PLAN = [PlannedQuery(f"thing {n}", n, n, "train") for n in range(10)]
+
+
+def test_a_job_has_as_many_queries_as_a_batch_holds_and_the_budget_allows() -> None:
+    producing = Producing()
+    assert curator(producing, lambda: LONG_PLAN, batch=4).tick()
+    assert curator(producing, lambda: LONG_PLAN, batch=4, max_rankings=3).tick()
+    assert producing.batches == [[f"thing {n}" for n in numbers] for numbers in (range(4), range(4, 7))]
+    assert not curator(producing, lambda: LONG_PLAN, batch=4, max_rankings=0).tick()
+
+
+def test_a_query_whose_job_ended_in_vain_takes_no_other_query_with_it() -> None:
+    producing = Producing()
+    loop = curator(producing, lambda: LONG_PLAN, batch=3)
+    loop.tick()
+    producing.without_job |= {LONG_PLAN[0], LONG_PLAN[2]}
+    for _ in range(2):
+        loop.tick()
+        producing.without_job.discard(LONG_PLAN[0] if len(producing.batches) == 2 else LONG_PLAN[2])
+    loop.tick()
+    assert producing.batches[1:] == [["thing 0"], ["thing 2"], ["thing 3", "thing 4", "thing 5"]]
