@@ -1,38 +1,30 @@
-"""EK-FAC curvature of the denoising loss for a selection of Linear layers.
+"""EK-FAC curvature of the denoising loss for a selection of layers: the value, and its files.
 
-Why it exists: the teacher's step is a natural-gradient step, and no public code fits the factors it
-needs. For a layer whose per-sample gradient is G = sum over tokens of delta a^T (FastGDA §3.1, A.3):
+Why it exists: the teacher's step is a natural-gradient step. For a layer whose per-sample gradient is
+G = sum over tokens of delta a^T (FastGDA §3.1, A.3), with ``EditableLayer``'s rows and columns:
 
     A = E[sum a a^T] = U_A diag U_A^T,   B = E[sum delta delta^T] = U_B diag U_B^T
     S = E[(U_B^T G U_A)^2]               (corrected eigenvalues, elementwise)
-    (F + damping)^-1 G = U_B [(U_B^T G U_A) / (S + 0.1 mean S)] U_A^T
+    (F + damping)^-1 G = U_B [(U_B^T G U_A) / (S + damping * mean S)] U_A^T
 
-F is the Fisher (Gauss-Newton) matrix of the per-image *mean* squared error: output gradients are
-sampled as sqrt(2 / D) xi with xi standard normal, whose second moment is the loss's exact Hessian
-2 / D in the D outputs. With it a step of 1 / N means "one sample's worth" (measured, C7.4).
-
-K and V projections of cross-attention all read the same text states, so their A is one matrix: it
-is fitted and decomposed once and shared (reference/method.md §3.5).
+The factors are fitted in ``curvature_fit``. Folders in the published layout, made by other programs,
+are read as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.teachers.layers import SELECTIONS, capture, select_layers, weight_gradients
-from byline.teachers.noise import NoiseScheme
+from byline.teachers.layers import SELECTIONS
 from byline.teachers.preconditioner import refuse_unless_included
-from byline.teachers.ranking import Progress, ignore_progress
 
 #: File names and keys of the layout published factor folders use (reference/method.md §3.2).
 FILES = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix", "num_lambda_processed")
@@ -40,52 +32,83 @@ FILES = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix", "n
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """Eigenbasis of one layer: ``activation`` [in, in], ``gradient`` [out, out], ``eigenvalues`` [out, in]."""
+    """Eigenbasis of one layer: ``activation`` [columns, columns], ``gradient`` [rows, rows], ``eigenvalues``
+    [rows, columns]; eigenvectors are columns."""
 
     activation: torch.Tensor
     gradient: torch.Tensor
     eigenvalues: torch.Tensor
 
     def precondition(self, gradients: torch.Tensor, damping: float) -> torch.Tensor:
-        """(F + damping * mean eigenvalue)^-1 applied to gradients [..., out, in]."""
+        """(F + damping * mean eigenvalue)^-1 applied to gradients [..., rows, columns]."""
         rotated = self.gradient.T @ gradients @ self.activation
-        return self.gradient @ (rotated / (self.eigenvalues + damping * self.eigenvalues.mean())) @ self.activation.T
-
+        return self.gradient @ (rotated / self._damped(damping)) @ self.activation.T
 
     def whiten(self, gradients: torch.Tensor, damping: float) -> torch.Tensor:
-        """(U_B^T G U_A) / sqrt(S + damping * mean S), for gradients [..., out, in]."""
-        rotated = self.gradient.T @ gradients @ self.activation
-        return rotated / (self.eigenvalues + damping * self.eigenvalues.mean()).sqrt()
+        """(U_B^T G U_A) / sqrt(S + damping * mean S), for gradients [..., rows, columns]."""
+        return (self.gradient.T @ gradients @ self.activation) / self._damped(damping).sqrt()
+
+    def _damped(self, damping: float) -> torch.Tensor:
+        # The floor is for directions no sample has moved, undamped: 0 / 0 is meant to be 0.
+        damped = self.eigenvalues + damping * self.eigenvalues.mean()
+        return damped.clamp_min(torch.finfo(damped.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Factors of every selected layer, and what they were fitted on."""
+    """Factors of every selected layer, and what they were fitted on; a ``Preconditioner``.
+
+    ``origin`` is empty for factors fitted here (``samples`` and ``seed`` say how), else it names the
+    files they were read from.
+    """
 
     layers: dict[str, LayerFactors]
     selection: str
     model_revision: str
     samples: int
     seed: int
+    origin: str = ""
 
     @property
     def name(self) -> str:
         """Stable text for a teacher id."""
-        return f"ekfac-{self.selection}-{self.samples}-{self.seed}-{self.model_revision}"
+        fitted = self.origin or f"{self.samples}-{self.seed}"
+        return f"ekfac-{self.selection}-{fitted}-{self.model_revision}"
 
     def precondition(self, gradients: dict[str, torch.Tensor], damping: float = 0.1) -> dict[str, torch.Tensor]:
-        """Natural gradients: for every layer [..., out, in] to [..., out, in]."""
-        return {n: self.layers[n].precondition(g, damping) for n, g in gradients.items()}
+        """Natural gradients: for every layer [..., rows, columns] to the same."""
+        return {n: self._of(n).precondition(g, damping) for n, g in gradients.items()}
 
     def whiten(self, gradients: dict[str, torch.Tensor], damping: float = 0.1) -> dict[str, torch.Tensor]:
         """Coordinates in the eigenbasis over the root of the damped eigenvalues; see ``Preconditioner``."""
-        return {n: self.layers[n].whiten(g, damping) for n, g in gradients.items()}
+        return {n: self._of(n).whiten(g, damping) for n, g in gradients.items()}
 
     def restrict(self, selection: str) -> Curvature:
-        """The factors of a smaller selection; see ``Preconditioner``. EK-FAC is block-diagonal by layer."""
+        """The factors of a smaller selection; see ``Preconditioner``.
+
+        EK-FAC is block-diagonal, so they equal factors fitted for it from the same draws. (From
+        ``all`` to ``linear`` the factors of convolutions stay, and are not asked for.)
+        """
         refuse_unless_included("this curvature", self.selection, selection)
         kept = {n: f for n, f in self.layers.items() if SELECTIONS[selection](n)}
         return replace(self, layers=kept, selection=selection)
+
+    def to(self, device: str) -> Curvature:
+        """The same on another device; what layers share stays shared."""
+        moved: dict[int, torch.Tensor] = {}
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return moved.setdefault(id(tensor), tensor.to(device))
+
+        layers = {
+            n: LayerFactors(move(f.activation), move(f.gradient), move(f.eigenvalues)) for n, f in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+    def _of(self, name: str) -> LayerFactors:
+        if name not in self.layers:
+            raise TeacherNotUsable(f"the curvature has no factors of layer {name}: fit it for a selection that has it")
+        return self.layers[name]
 
     def save(self, directory: Path) -> None:
         """Write four safetensors in the published layout, and ``manifest.json`` with their digests.
@@ -95,11 +118,10 @@ class Curvature:
         """
         directory.mkdir(parents=True, exist_ok=True)
         count = torch.tensor([self.samples], dtype=torch.int64)
-        activation_of = {
-            n: next(m for m, g in self.layers.items() if g.activation is f.activation) for n, f in self.layers.items()
-        }
+        owner: dict[int, str] = {}
+        activation_of = {n: owner.setdefault(id(f.activation), n) for n, f in self.layers.items()}
         tensors = {
-            "activation_eigenvectors": {n: self.layers[n].activation for n in dict.fromkeys(activation_of.values())},
+            "activation_eigenvectors": {n: self.layers[n].activation for n in owner.values()},
             "gradient_eigenvectors": {n: f.gradient for n, f in self.layers.items()},
             "lambda_matrix": {n: f.eigenvalues * self.samples for n, f in self.layers.items()},
             "num_lambda_processed": {n: count for n in self.layers},
@@ -107,147 +129,76 @@ class Curvature:
         digests = {}
         for name in FILES:
             path = directory / f"{name}.safetensors"
-            save_file({k: v.clone().contiguous() for k, v in tensors[name].items()}, path)
-            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            save_file({k: v.cpu().clone().contiguous() for k, v in tensors[name].items()}, path)
+            digests[path.name] = _sha256(path)
         manifest = {
             "selection": self.selection, "model_revision": self.model_revision,
             "samples": self.samples,
-            "activation_of": activation_of, "seed": self.seed, "sha256": digests,
+            "activation_of": activation_of, "seed": self.seed, "origin": self.origin, "sha256": digests,
         }  # fmt: skip
         (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: Path, model_revision: str) -> Curvature:
-        """Read what ``save`` wrote. Raises TeacherNotUsable for another model or an altered file."""
+    def load(cls, directory: Path, model_revision: str, selection: str | None = None) -> Curvature:
+        """Read what ``save`` wrote, or a folder in the published layout that has no manifest.
+
+        The latter does not say what it was fitted for: the caller vouches for ``selection`` and
+        ``model_revision``. Raises TeacherNotUsable for another model, an altered file or factors that
+        do not fit together.
+        """
         path = directory / "manifest.json"
-        if not path.exists():
-            raise TeacherNotUsable(f"{directory} holds no fitted curvature (manifest.json is missing)")
-        manifest = json.loads(path.read_text())
-        if manifest["model_revision"] != model_revision:
-            raise TeacherNotUsable(
-                f"{directory} was fitted on model revision {manifest['model_revision']}, not {model_revision}: "
-                "fit again"
-            )
-        loaded = {}
-        for name in FILES:
-            file = directory / f"{name}.safetensors"
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            if digest != manifest["sha256"][file.name]:
-                raise TeacherNotUsable(f"{file} is not the file its manifest describes: fit again")
-            loaded[name] = load_file(file)
-        layers = {
-            n: LayerFactors(
-                loaded["activation_eigenvectors"][manifest.get("activation_of", {}).get(n, n)],
-                loaded["gradient_eigenvectors"][n],
-                loaded["lambda_matrix"][n] / loaded["num_lambda_processed"][n].item(),
-            )
-            for n in loaded["lambda_matrix"]
-        }
-        return cls(layers, manifest["selection"], model_revision, manifest["samples"], manifest["seed"])
-
-
-def eigenvectors(covariance: torch.Tensor) -> torch.Tensor:
-    """Eigenvectors of a symmetric matrix, computed in float64 (as float32 they are not orthogonal enough)."""
-    symmetric = (covariance + covariance.T).double() / 2
-    vectors: torch.Tensor = torch.linalg.eigh(symmetric).eigenvectors.float()
-    return vectors
-
-
-def fit_curvature(
-    model: DiffusionModel,
-    latents: torch.Tensor,
-    states: torch.Tensor,
-    *,
-    selection: str = "cross_attention_kv",
-    samples: int,
-    seed: int,
-    batch: int = 64,
-    progress: Progress = ignore_progress,
-) -> Curvature:
-    """Fit the factors on ``samples`` (image, timestep, noise) draws from the corpus.
-
-    ``latents`` [n, c, h, w] and ``states`` [n, tokens, dim] are the corpus; image s mod n is used by
-    draw s, in an order given by ``seed``. Two passes over the same draws: covariances, eigenvalues.
-    """
-    layers = select_layers(model.unet, selection)
-    scheme = NoiseScheme("item", seed, samples, 1)
-    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))
-    outputs = latents[0].numel()
-
-    def passes(visit: Callable[[Mapping[str, torch.Tensor], dict[str, torch.Tensor]], None], offset: int) -> None:
-        for start in range(0, samples, batch):
-            rows = [s for s in range(start, min(start + batch, samples))]
-            chosen = order[torch.tensor(rows) % len(latents)]
-            drawn = [_draw(scheme, s, samples, model) for s in rows]
-            timesteps = torch.tensor([d[0] for d in drawn], device=model.device)
-            noise = torch.stack([d[1] for d in drawn]).to(model.device)
-            xi = torch.stack([d[2] for d in drawn]).to(model.device)
-            noisy = model.add_noise(latents[chosen], noise, timesteps)
-            with capture(layers) as record:
-                output = model.predict(noisy, timesteps, states[chosen])
-                sampled = (output * xi * (2 / outputs) ** 0.5).flatten(1).sum(1)
-                visit(record.inputs, record.gradients(sampled))
-            progress(offset + rows[-1] + 1, 2 * samples)
-
-    activation: dict[str, torch.Tensor] = {}
-    gradient: dict[str, torch.Tensor] = {}
-    same_input: dict[str, str] = {}
-
-    def add_covariances(inputs: Mapping[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
-        if not same_input:
-            same_input.update(_first_with_same_input(inputs))
-        for name, delta in deltas.items():
-            flat = delta.flatten(0, 1)
-            gradient[name] = gradient.get(name, 0) + flat.T @ flat / samples
-            if same_input[name] == name:
-                flat = inputs[name].flatten(0, 1)
-                activation[name] = activation.get(name, 0) + flat.T @ flat / samples
-
-    passes(add_covariances, 0)
-    shared = {name: eigenvectors(covariance) for name, covariance in activation.items()}
-    bases = {n: (shared[same_input[n]], eigenvectors(gradient[n])) for n in layers}
-    eigenvalues = {n: torch.zeros(b.shape[0], a.shape[0], device=model.device) for n, (a, b) in bases.items()}
-
-    def add_eigenvalues(inputs: Mapping[str, torch.Tensor], deltas: dict[str, torch.Tensor]) -> None:
-        rotated_inputs = {n: inputs[n] @ bases[n][0] for n in deltas}
-        rotated_deltas = {n: deltas[n] @ bases[n][1] for n in deltas}
-        for name, g in weight_gradients(rotated_inputs, rotated_deltas).items():
-            eigenvalues[name] += g.pow(2).sum(0) / samples
-
-    passes(add_eigenvalues, samples)
-    factors = {n: LayerFactors(bases[n][0], bases[n][1], eigenvalues[n]) for n in layers}
-    return Curvature(factors, selection, model.revision, samples, seed)
-
-
-def _draw(
-    scheme: NoiseScheme, index: int, samples: int, model: DiffusionModel
-) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Timestep, noise and output cotangent of one fitting draw.
-
-    Draw indices are spread over the timestep strata by a multiplicative step, since consecutive
-    draws otherwise share a timestep, and with it an epoch would see each image at one noise level.
-    """
-    stratum = (index * _coprime(samples)) % samples
-    timesteps, pair = scheme.draw("curvature", [stratum], (2, *model.latent_shape), model.num_timesteps)
-    return int(timesteps[0]), pair[0, 0], pair[0, 1]
-
-
-def _coprime(n: int) -> int:
-    """A step near the golden section of n that visits every residue."""
-    step = max(1, int(n * 0.618))
-    while math.gcd(step, n) != 1:
-        step += 1
-    return step
-
-
-def _first_with_same_input(inputs: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """For each layer the first layer that read the very same tensor values in this pass."""
-    first: dict[str, str] = {}
-    for name, value in inputs.items():
-        twin = next(
-            (other for other in dict.fromkeys(first.values())
-             if inputs[other].shape == value.shape and torch.equal(inputs[other], value)),
-            name,
+        files = {name: directory / f"{name}.safetensors" for name in FILES}
+        missing = [file.name for file in files.values() if not file.exists()]
+        if missing or not (path.exists() or selection):
+            wanted = missing or ["manifest.json (without it the selection must be given)"]
+            raise TeacherNotUsable(f"{directory} holds no fitted curvature: {', '.join(wanted)} is missing")
+        digests = {file.name: _sha256(file) for file in files.values()}
+        if path.exists():
+            manifest: dict[str, Any] = json.loads(path.read_text())
+            _verify(directory, manifest, digests, model_revision)
+        else:
+            manifest = {"selection": selection, "origin": _origin(digests)}
+        loaded = {name: load_file(file) for name, file in files.items()}
+        activation_of = manifest.get("activation_of", {})
+        layers = {n: _factors(directory, loaded, n, activation_of.get(n, n)) for n in loaded["lambda_matrix"]}
+        counts = [int(count.max()) for count in loaded["num_lambda_processed"].values()]
+        found = cls(
+            layers, manifest["selection"], model_revision, manifest.get("samples", max(counts, default=0)),
+            manifest.get("seed", 0), manifest.get("origin", ""),
         )  # fmt: skip
-        first[name] = twin
-    return first
+        return found.restrict(selection) if selection else found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _origin(digests: dict[str, str]) -> str:
+    return "files." + hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _verify(directory: Path, manifest: dict[str, Any], digests: dict[str, str], model_revision: str) -> None:
+    """Raise TeacherNotUsable unless the manifest is of this model and describes these files."""
+    fitted_on = manifest["model_revision"]
+    if fitted_on != model_revision:
+        raise TeacherNotUsable(f"{directory} was fitted on model revision {fitted_on}, not {model_revision}: fit again")
+    for name, digest in digests.items():
+        if manifest["sha256"].get(name) != digest:
+            raise TeacherNotUsable(f"{directory / name} is not the file its manifest describes: fit again")
+
+
+def _factors(directory: Path, loaded: dict[str, dict[str, torch.Tensor]], name: str, owner: str) -> LayerFactors:
+    """One layer of a folder, checked: half precision or mismatched shapes cannot be used."""
+    try:
+        activation, gradient = loaded["activation_eigenvectors"][owner], loaded["gradient_eigenvectors"][name]
+        total, count = loaded["lambda_matrix"][name], loaded["num_lambda_processed"][name]
+    except KeyError as error:
+        raise TeacherNotUsable(f"{directory} lacks a factor of layer {name}: fit again") from error
+    if any(t.dtype not in (torch.float32, torch.float64) for t in (activation, gradient, total)):
+        raise TeacherNotUsable(f"{directory}: factors of {name} are not float32, too coarse for an inverse: fit again")
+    if activation.shape != (total.shape[1],) * 2 or gradient.shape != (total.shape[0],) * 2 or count.numel() != 1:
+        raise TeacherNotUsable(f"{directory}: factors of {name} do not fit together: fit again")
+    # ``count`` is a scalar or of shape [1], by program.
+    # float() of a float32 tensor is the tensor itself: layers of one owner keep sharing it.
+    return LayerFactors(activation.float(), gradient.float(), (total / count.item()).float())

@@ -14,7 +14,8 @@ from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
 from byline.features.registry import ENCODERS
 from byline.teachers.abu_plus import AbuPlus
-from byline.teachers.curvature import Curvature, fit_curvature
+from byline.teachers.curvature import Curvature
+from byline.teachers.curvature_fit import fit_curvature
 from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles, curvature_name, is_fitted
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.layers import SELECTIONS

@@ -10,7 +10,8 @@ from PIL import Image
 from byline.diffusion.model import DiffusionModel
 from byline.diffusion.tiny import write_tiny_pipeline
 from byline.teachers import TeacherItem, TeacherQuery
-from byline.teachers.curvature import Curvature, fit_curvature
+from byline.teachers.curvature import Curvature
+from byline.teachers.curvature_fit import fit_curvature
 from byline.teachers.natural_gradient import UnlearningSettings
 
 

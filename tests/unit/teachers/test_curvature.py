@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from byline.errors import TeacherNotUsable
-from byline.teachers.curvature import Curvature, LayerFactors, _draw, eigenvectors, fit_curvature
+from byline.teachers.curvature import Curvature, LayerFactors
+from byline.teachers.curvature_fit import draw, eigenvectors, fit_curvature
 from byline.teachers.layers import select_layers
-from byline.teachers.noise import NoiseScheme
 from byline.teachers.registry import ensure_curvature, holds_curvature
 
 
@@ -18,7 +18,6 @@ def fisher_gradients(bench, samples: int) -> dict[str, torch.Tensor]:
     latents = model.encode_images([i.image for i in bench.items])
     states = model.encode_prompts([i.caption for i in bench.items])
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))
-    scheme = NoiseScheme("item", 0, samples, 1)
     layers = select_layers(model.unet, "cross_attention_kv")
     weights = [layer.module.weight for layer in layers.values()]
     found: dict[str, list[torch.Tensor]] = {n: [] for n in layers}
@@ -27,7 +26,7 @@ def fisher_gradients(bench, samples: int) -> dict[str, torch.Tensor]:
     try:
         for s in range(samples):
             row = order[s % len(latents)]
-            t, noise, xi = _draw(scheme, s, samples, model)
+            t, noise, xi = draw(0, s, samples, model)
             times = torch.tensor([t])
             output = model.predict(model.add_noise(latents[row][None], noise[None], times), times, states[row][None])
             loss = (output * xi).sum() * (2 / xi.numel()) ** 0.5
