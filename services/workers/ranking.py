@@ -135,15 +135,13 @@ class RankStage:
         resumes = any(folder.iterdir())
         log.info("ranking_pass", queries=len(queries), items=len(items), resumes=resumes)
         try:
-            return teacher.score_many(queries, items, store=folder / "scores.npy", **keywords)
+            return teacher.score_many(queries, items, store=folder, **keywords)
         except TeacherNotUsable:
             if not resumes:
                 raise
             # What is kept is of another pass after all (other rounding on another machine): begin anew.
             self._scratch.clear(job_id)
-            return teacher.score_many(
-                queries, items, store=self._scratch.folder(job_id, work) / "scores.npy", **keywords
-            )
+            return teacher.score_many(queries, items, store=self._scratch.folder(job_id, work), **keywords)
 
     def _writer(
         self, wanted: Sequence[Wanted], rankings: Sequence[Ranking], job_id: uuid.UUID

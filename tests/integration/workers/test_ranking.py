@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from byline.jobs import Claim, Job, NewJob, Stage, State
 from byline.jobs.runner import Beat, Outcome, RunOutcome
 from byline.jobs.states import Kind
 from byline.rankings.store import LabelledQuery, RankingStore
+from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.item_gradients import ItemGradients
 from services.workers.ranking import RankStage
 from services.workers.scratch import Scratch
 
@@ -145,6 +147,23 @@ def labels(bench: Bench, job: Job) -> dict[uuid.UUID, LabelledQuery]:
     return found
 
 
+def at(done: int, then: Callable[[Claim, Beat], None], stage: RankStage) -> Callable[[Claim, Beat], Outcome]:
+    """The stage, with ``then`` called when it reports ``done`` items."""
+
+    def work(claim: Claim, beat: Beat) -> Outcome:
+        progress = beat.progress
+
+        def reported(finished: int, total: int) -> None:
+            progress(finished, total)
+            if finished == done:
+                then(claim, beat)
+
+        beat.progress = reported  # type: ignore[method-assign]
+        return stage(claim, beat)
+
+    return work
+
+
 def same(one: LabelledQuery, other: LabelledQuery) -> None:
     np.testing.assert_array_equal(one.item_ids, other.item_ids)
     for name in ("tau", "standard_error", "tau_halves"):
@@ -166,6 +185,72 @@ def test_a_batch_gives_every_query_the_ranking_it_would_have_had_alone(bench: Be
         alone = labels(bench, single)[query]
         assert together[query].item_ids.tolist() == ids
         same(together[query], alone)
+
+
+@pytest.fixture
+def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes the first-order teacher keep every two items; the list gets the items of each chunk it computes."""
+    computed: list[int] = []
+    block = ItemGradients.block
+
+    def counted(self: ItemGradients, items: Any, *arguments: Any, **more: Any) -> Any:
+        found = block(self, items, *arguments, **more)
+        computed.extend(item.item_id for item in items if item.item_id > 0)  # not the queries'
+        return found
+
+    monkeypatch.setattr(ItemGradients, "block", counted)
+    monkeypatch.setattr(AbuPlusLinear, "chunk_for", lambda self, size: 2)
+    return computed
+
+
+def test_a_killed_batch_goes_on_behind_its_finished_chunks_to_the_same_bits(
+    bench: Bench, rank: RankStage, chunks_of_two: list[int], tmp_path: Path
+) -> None:
+    payload = {"query_ids": [str(add_query(bench, seed)) for seed in (1, 2)], "candidate_set": "corpus"}
+    whole = linear(bench, **payload)
+    bench.runner().run(whole.id, Stage.RANK, rank)
+    expected = labels(bench, whole)
+    assert list((tmp_path / "scratch").iterdir()) == [], "a job that is done keeps nothing"
+    chunks_of_two.clear()
+
+    job = linear(bench, **payload)
+    stop = at(4, lambda claim, beat: bench.stop.set(), rank)
+    assert bench.runner().run(job.id, Stage.RANK, stop) is RunOutcome.RELEASED
+    assert chunks_of_two == [1, 2, 3, 4]
+    bench.stop.clear()
+    assert bench.runner("w2").run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert chunks_of_two == [1, 2, 3, 4, 5, 6]
+    found = labels(bench, job)
+    for query, label in expected.items():
+        np.testing.assert_array_equal(found[query].tau, label.tau)
+        np.testing.assert_array_equal(found[query].standard_error, label.standard_error)
+
+
+def test_a_cancelled_batch_stops_at_its_next_check_and_labels_nothing(
+    bench: Bench, rank: RankStage, chunks_of_two: list[int]
+) -> None:
+    job = linear(bench, query_ids=[str(add_query(bench))], candidate_set="corpus")
+
+    def cancel(claim: Claim, beat: Beat) -> None:
+        bench.jobs.cancel("curation", job.id)
+        beat.cancelled = bench.jobs.heartbeat(claim, 2, 6, 30.0)
+
+    assert bench.runner().run(job.id, Stage.RANK, at(2, cancel, rank)) is RunOutcome.CANCELLED
+    assert chunks_of_two == [1, 2]
+    assert RankingStore(bench.engine).teachers("tiny") == {}
+
+
+def test_what_an_attempt_kept_is_not_taken_for_the_scores_of_other_items(
+    bench: Bench, rank: RankStage, chunks_of_two: list[int]
+) -> None:
+    job = linear(bench, query_ids=[str(add_query(bench))], candidate_set="corpus")
+
+    bench.runner().run(job.id, Stage.RANK, at(4, lambda claim, beat: bench.stop.set(), rank))
+    bench.stop.clear()
+    bench.catalog.withdraw([2])
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    (label,) = labels(bench, job).values()
+    assert label.item_ids.tolist() == [1, 3, 4, 5, 6]
 
 
 def test_the_exact_teacher_scores_only_what_each_query_asked_for(bench: Bench, rank: RankStage) -> None:
