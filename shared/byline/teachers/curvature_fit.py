@@ -30,10 +30,12 @@ from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature, LayerFactors
 from byline.teachers.layers import EditableLayer, capture, select_layers
 from byline.teachers.noise import NoiseScheme
-from byline.teachers.partial_sums import PartialSums, Sums, merge, shard_draws
+from byline.teachers.partial_sums import PartialSums, Sums, counting, merge, shard_draws
 from byline.teachers.ranking import Check, Progress, ignore_progress, never_cancelled
 
 Stage = Literal["covariances", "eigenvalues"]
+#: layer -> inputs [batch, tokens, columns] and output gradients [batch, tokens, rows]
+Gradients = tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]
 #: layer -> (eigenvectors of A [columns, columns], eigenvectors of B [rows, rows])
 Bases = dict[str, tuple[torch.Tensor, torch.Tensor]]
 #: Per-sample gradients are made for as many samples at once as fit into this many numbers (256 MB).
@@ -101,7 +103,7 @@ def fit_curvature(
     def run(stage: Stage, offset: int, bases: Bases | None) -> Iterator[Sums]:
         for shard in range(shards):
             first = offset + shard_draws(samples, shards, shard).start
-            report = _counting(progress, first, 2 * samples)
+            report = counting(progress, first, 2 * samples)
             yield fit_shard(fit, stage, shard, bases=bases, progress=report, check=check)
 
     bases = _publish(fit, decompose(merge(run("covariances", 0, None)), shared_inputs(fit)))
@@ -162,12 +164,20 @@ def covariance_sums(
     """
     sums: Sums = {}
     for name, delta in deltas.items():
-        flat = delta.flatten(0, 1)
-        sums[f"gradient/{name}"] = flat.T @ flat
+        sums[f"gradient/{name}"] = gram(delta.flatten(0, 1))
         if activation_of[name] == name:
-            flat = inputs[name].flatten(0, 1)
-            sums[f"activation/{name}"] = flat.T @ flat
+            sums[f"activation/{name}"] = gram(inputs[name].flatten(0, 1))
     return sums
+
+
+def gram(rows: torch.Tensor) -> torch.Tensor:
+    """rows^T rows, [n, d] to [d, d]: off-diagonal blocks once, which halves the work of wide patches."""
+    width = rows.shape[1]
+    if width < 512:
+        return rows.T @ rows
+    left, right = rows[:, : width // 2], rows[:, width // 2 :]
+    corner = left.T @ right
+    return torch.cat([torch.cat([gram(left), corner], dim=1), torch.cat([corner.T, gram(right)], dim=1)])
 
 
 def eigenvalue_sums(inputs: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tensor], bases: Bases) -> Sums:
@@ -183,12 +193,17 @@ def eigenvalue_sums(inputs: Mapping[str, torch.Tensor], deltas: Mapping[str, tor
         if tokens_first:
             tokens = tokens @ activation
         total = torch.zeros(rows, columns, device=delta.device)
-        size = max(1, CHUNK // (rows * columns))
-        for part, part_tokens in zip(rotated.split(size), tokens.split(size), strict=True):
+        for part, part_tokens in per_sample_chunks(rotated, tokens):
             g = part.transpose(1, 2) @ part_tokens  # [batch, rows, columns]
             total += (g if tokens_first else g @ activation).square_().sum(0)
         sums[name] = total
     return sums
+
+
+def per_sample_chunks(deltas: torch.Tensor, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A batch in parts whose per-sample gradients [part, rows, columns] fit into ``CHUNK`` numbers."""
+    size = max(1, CHUNK // (deltas.shape[2] * inputs.shape[2]))
+    return zip(deltas.split(size), inputs.split(size), strict=True)
 
 
 def decompose(covariances: Sums, activation_of: Mapping[str, str]) -> Bases:
@@ -237,22 +252,32 @@ def shared_inputs(fit: CurvatureFit) -> dict[str, str]:
     return first
 
 
-def _sampled_gradients(
-    fit: CurvatureFit, rows: range
-) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _sampled_gradients(fit: CurvatureFit, rows: range) -> Gradients:
     """Inputs and output gradients of the draws ``rows`` under sampled output cotangents."""
     model = fit.model
-    order = torch.randperm(len(fit.latents), generator=torch.Generator().manual_seed(fit.seed))
-    chosen = order[torch.tensor(rows) % len(fit.latents)]
-    drawn = [draw(fit.seed, row, fit.samples, model) for row in rows]
-    timesteps = torch.tensor([d[0] for d in drawn], device=model.device)
-    noise = torch.stack([d[1] for d in drawn]).to(model.device)
-    xi = torch.stack([d[2] for d in drawn]).to(model.device)
-    noisy = model.add_noise(fit.latents[chosen].to(model.device), noise, timesteps)
+    latents, states, timesteps, noise, xi = _drawn(fit, rows, "curvature")
     with capture(fit.layers) as record:
-        output = model.predict(noisy, timesteps, fit.states[chosen].to(model.device))
+        output = model.predict(model.add_noise(latents, noise, timesteps), timesteps, states)
         scale = (2 / output[0].numel()) ** 0.5
         return record.inputs, record.gradients((output * xi * scale).flatten(1).sum(1))
+
+
+def denoising_gradients(fit: CurvatureFit, rows: range) -> Gradients:
+    """Inputs and output gradients of the draws ``rows`` under their own denoising losses."""
+    latents, states, timesteps, noise, _ = _drawn(fit, rows, "fisher")
+    with capture(fit.layers) as record:
+        return record.inputs, record.gradients(fit.model.denoising_loss(latents, states, timesteps, noise))
+
+
+def _drawn(fit: CurvatureFit, rows: range, key: str) -> tuple[torch.Tensor, ...]:
+    """Latents, states, timesteps, noise and cotangents of the draws ``rows``, each [rows, ...]."""
+    device = fit.model.device
+    order = torch.randperm(len(fit.latents), generator=torch.Generator().manual_seed(fit.seed))
+    chosen = order[torch.tensor(rows) % len(fit.latents)]
+    drawn = [draw(fit.seed, row, fit.samples, fit.model, key) for row in rows]
+    timesteps = torch.tensor([d[0] for d in drawn])
+    noise, xi = (torch.stack([d[k] for d in drawn]) for k in (1, 2))
+    return tuple(t.to(device) for t in (fit.latents[chosen], fit.states[chosen], timesteps, noise, xi))
 
 
 def draw(
@@ -329,8 +354,3 @@ def _publish(fit: CurvatureFit, bases: Bases) -> Bases:
 def _read_bases(path: Path, activation_of: Mapping[str, str]) -> Bases:
     loaded = load_file(path)
     return {name: (loaded[f"activation/{owner}"], loaded[f"gradient/{name}"]) for name, owner in activation_of.items()}
-
-
-def _counting(progress: Progress, first: int, total: int) -> Progress:
-    """A Progress over one shard as part of ``total`` draws."""
-    return lambda done, _of: progress(first + done, total)

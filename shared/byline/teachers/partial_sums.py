@@ -98,3 +98,8 @@ def merge(parts: Iterable[Sums]) -> Sums:
         for name, value in part.items():
             total[name] = total[name] + value if name in total else value
     return total
+
+
+def counting(progress: Progress, first: int, total: int) -> Progress:
+    """A Progress over one shard that reports to ``progress`` as draws ``first`` onwards of ``total``."""
+    return lambda done, _of: progress(first + done, total)
