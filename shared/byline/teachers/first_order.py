@@ -109,7 +109,7 @@ class AbuPlusLinear(NaturalGradientTeacher):
         flips = self.settings.flips
         orientations = (False,) if flips == "none" else (False, True)
         total = len(candidates) * len(orientations)
-        found = []  # [n, r, q] of each orientation
+        found: list[NDArray[np.float64]] = []  # [n, r, q] of each orientation
         for flipped in orientations:
 
             def onward(done: int, _total: int, before: int = len(found) * len(candidates)) -> None:  # noqa: B008

@@ -52,14 +52,16 @@ class GradientBlock:
         if name in self._matrices:
             return self._matrices[name].unflatten(0, (self.count, self.replicates))
         deltas = self._deltas[name].unflatten(0, (self.count, self.replicates))
-        return torch.einsum("nrto,nti->nroi", deltas, self._inputs[self._input_of[name]])
+        found: torch.Tensor = torch.einsum("nrto,nti->nroi", deltas, self._inputs[self._input_of[name]])
+        return found
 
     def gradients(self, name: str) -> torch.Tensor:
         """[n, rows, columns] of one layer, mean over replicates."""
         if name in self._matrices:
             return self.replicate_gradients(name).mean(1)
         deltas = self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1)
-        return torch.einsum("nto,nti->noi", deltas, self._inputs[self._input_of[name]])
+        found: torch.Tensor = torch.einsum("nto,nti->noi", deltas, self._inputs[self._input_of[name]])
+        return found
 
 
 class ItemGradients:
