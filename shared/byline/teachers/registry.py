@@ -1,4 +1,4 @@
-"""Teachers by name: what each is made of, where that lies, and how it is fitted when it is not there.
+"""Teachers by name, ready to score or ready to be fitted.
 
 Why it exists: workers, curation and the command line must build the very same teacher from a name, a layer
 selection and a few settings, or their rankings could not be compared.
@@ -7,17 +7,13 @@ selection and a few settings, or their rankings could not be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import TeacherNotUsable
-from byline.features.registry import ENCODERS
-from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.curvature_fit import fit_curvature
-from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles, curvature_name, is_fitted
-from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles, is_fitted
 from byline.teachers.layers import SELECTIONS
 from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.ranking import (
@@ -25,41 +21,11 @@ from byline.teachers.ranking import (
     Progress,
     Ranking,
     Teacher,
-    TeacherItem,
     TeacherQuery,
     ignore_progress,
     never_cancelled,
 )
-from byline.teachers.similarity import PIXELS, SimilarityTeacher
-
-Corpus = Sequence[TeacherItem]
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How much a fit may cost: (timestep, noise) ``samples`` of a curvature, and the ``seed`` they come from."""
-
-    samples: int = 4096
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a teacher is asked to be made from."""
-
-    model: DiffusionModel
-    files: TeacherFiles
-    settings: UnlearningSettings
-    selection: str
-    fitting: Fitting
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one registered teacher is made. ``build`` gives None when something it needs has not been fitted yet."""
-
-    build: Callable[[Order], Teacher | None]
-    fit: Callable[[Order, Corpus, Progress, Check], None]
+from byline.teachers.recipes import TEACHERS, Corpus, Fitting, Order, Recipe
 
 
 class UnfittedTeacher:
@@ -114,52 +80,6 @@ class UnfittedTeacher:
         if self._made is None:
             raise TeacherNotUsable(f"teacher {self._name} has not been fitted on this model: call fit(corpus) first")
         return self._made
-
-
-# -- what the recipes are made of ---------------------------------------------------------------
-
-
-def _ekfac(order: Order) -> Curvature | None:
-    """EK-FAC factors of the selection, or those of the next wider one that are there."""
-    names = list(SELECTIONS)
-    for selection in names[names.index(order.selection) :]:
-        directory = order.files.find(curvature_name(selection), order.model.revision)
-        if directory is not None:
-            whole = Curvature.load(directory, order.model.revision)
-            return whole if selection == order.selection else whole.restrict(order.selection)
-    return None
-
-
-def _fit_ekfac(order: Order, corpus: Corpus, progress: Progress, check: Check) -> None:
-    if _ekfac(order) is None:
-        name = curvature_name(order.selection)
-        with order.files.publishing(name, order.model.revision) as directory:
-            ensure_curvature(
-                order.model, corpus, directory, selection=order.selection, samples=order.fitting.samples,
-                seed=order.fitting.seed, progress=progress, check=check,
-            )  # fmt: skip
-
-
-def _on_ekfac(kind: type[AbuPlus] | type[AbuPlusLinear]) -> Recipe:
-    def build(order: Order) -> Teacher | None:
-        curvature = _ekfac(order)
-        return None if curvature is None else kind(order.model, curvature, order.settings)
-
-    return Recipe(build, _fit_ekfac)
-
-
-def _similarity(encoder: str) -> Recipe:
-    def build(order: Order) -> Teacher:
-        return SimilarityTeacher(encoder, order.model, order.files)
-
-    return Recipe(build, lambda order, corpus, progress, check: None)
-
-
-TEACHERS: dict[str, Recipe] = {
-    "abu_plus": _on_ekfac(AbuPlus),
-    "abu_plus_linear": _on_ekfac(AbuPlusLinear),
-    **{f"similarity:{name}": _similarity(name) for name in (*ENCODERS, PIXELS)},
-}
 
 
 def load_teacher(
@@ -218,16 +138,16 @@ def ensure_curvature(
     progress: Progress = ignore_progress,
     check: Check = never_cancelled,
 ) -> Curvature:
-    """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it."""
+    """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it.
+
+    For programs that make what a model is shipped with; everybody else asks ``load_ready_teacher``.
+    """
     if is_fitted(directory, model.revision):
         return Curvature.load(directory, model.revision)
-
-    def step(done: int, total: int) -> None:
-        progress(done, total)
-        check()
-
     latents = model.encode_images([item.image for item in items])
     states = model.encode_prompts([item.caption for item in items])
-    curvature = fit_curvature(model, latents, states, selection=selection, samples=samples, seed=seed, progress=step)
+    curvature = fit_curvature(
+        model, latents, states, selection=selection, samples=samples, seed=seed, progress=progress, check=check
+    )
     curvature.save(directory)
     return curvature

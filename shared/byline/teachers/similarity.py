@@ -20,7 +20,6 @@ from PIL import Image
 from byline.diffusion.model import DiffusionModel
 from byline.features.encoder import Features, identity_hash
 from byline.features.registry import load_encoder
-from byline.teachers.files import TeacherFiles
 from byline.teachers.ranking import (
     Check,
     Progress,
@@ -66,7 +65,7 @@ class CentredThumbnails:
 class SimilarityTeacher:
     """Cosine of one encoder's features. Keeps the unit features of the items it has seen."""
 
-    def __init__(self, encoder: str, model: DiffusionModel, files: TeacherFiles | None = None) -> None:
+    def __init__(self, encoder: str, model: DiffusionModel) -> None:
         """``encoder``: a name of ``features.registry``, or ``pixels``. Raises ModelNotUsable without its weights."""
         self._encoder: _Encoding = (
             CentredThumbnails(model.image_side)
