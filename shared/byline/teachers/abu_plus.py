@@ -193,7 +193,7 @@ class AbuPlus(NaturalGradientTeacher):
         trials = []
         for exponent in (1, 0, -1, -2, -3, -4):
             step = 10.0**exponent / self.settings.corpus_size
-            lost = self._lost_in_rounding(direction, step)
+            lost = self.lost_in_rounding(direction, step)
             if lost > 0.05:
                 trials.append(f"step {step:.3g}: {lost:.0%} of the change is lost in rounding")
                 continue
@@ -305,7 +305,7 @@ class AbuPlus(NaturalGradientTeacher):
             edited |= layer.parameters(layer.matrix() + step * change)
         return edited
 
-    def _lost_in_rounding(self, direction: dict[str, torch.Tensor], step: float) -> float:
+    def lost_in_rounding(self, direction: dict[str, torch.Tensor], step: float) -> float:
         """Share of the weight change (norm) that float32 addition loses; 0 = nothing, 1 = all."""
         lost = total = 0.0
         for name, change in direction.items():
