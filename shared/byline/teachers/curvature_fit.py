@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,7 +107,7 @@ def fit_curvature(
             report = counting(progress, first, 2 * samples)
             yield fit_shard(fit, stage, shard, bases=bases, progress=report, check=check)
 
-    bases = _publish(fit, decompose(merge(run("covariances", 0, None)), shared_inputs(fit)))
+    bases = publish_bases(fit, decompose(merge(run("covariances", 0, None)), shared_inputs(fit)))
     return finish(fit, bases, merge(run("eigenvalues", samples, bases)))
 
 
@@ -142,7 +143,7 @@ def merged_bases(fit: CurvatureFit) -> Bases:
     path = _bases_path(fit)
     if path is not None and path.exists():
         return _read_bases(path, shared_inputs(fit))
-    return _publish(fit, decompose(merge(_finished(fit, "covariances")), shared_inputs(fit)))
+    return publish_bases(fit, decompose(merge(_finished(fit, "covariances")), shared_inputs(fit)))
 
 
 def merge_shards(fit: CurvatureFit) -> Curvature:
@@ -217,7 +218,7 @@ def eigenvectors(covariance: torch.Tensor) -> torch.Tensor:
     """Eigenvectors of a symmetric matrix, computed in float64 (as float32 they are not orthogonal enough)."""
     symmetric = (covariance + covariance.T).double() / 2
     vectors: torch.Tensor = torch.linalg.eigh(symmetric).eigenvectors.float()
-    return vectors
+    return vectors.contiguous()  # as a file gives them back: products differ in rounding by memory layout
 
 
 def finish(fit: CurvatureFit, bases: Bases, sums: Sums) -> Curvature:
@@ -331,7 +332,7 @@ def _bases_path(fit: CurvatureFit) -> Path | None:
     return None if fit.directory is None else fit.directory / f"bases-{fit.digest}.safetensors"
 
 
-def _publish(fit: CurvatureFit, bases: Bases) -> Bases:
+def publish_bases(fit: CurvatureFit, bases: Bases) -> Bases:
     """``bases``, or those another worker of the fit has published first: all must use the same."""
     path = _bases_path(fit)
     if path is None:
@@ -340,7 +341,7 @@ def _publish(fit: CurvatureFit, bases: Bases) -> Bases:
     tensors = {f"gradient/{name}": gradient for name, (_, gradient) in bases.items()}
     tensors |= {f"activation/{owner}": bases[owner][0] for owner in activation_of.values()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     try:
         os.link(temporary, path)  # fails where a rename would replace
@@ -352,5 +353,5 @@ def _publish(fit: CurvatureFit, bases: Bases) -> Bases:
 
 
 def _read_bases(path: Path, activation_of: Mapping[str, str]) -> Bases:
-    loaded = load_file(path)
+    loaded = {name: tensor.clone() for name, tensor in load_file(path).items()}  # aligned as fresh ones are
     return {name: (loaded[f"activation/{owner}"], loaded[f"gradient/{name}"]) for name, owner in activation_of.items()}

@@ -7,7 +7,7 @@ exactly where it stood, and the merge of all of them is an addition in a fixed o
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ class PartialSums:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"first": str(self.draws.start), "last": str(self.draws.stop), "done": str(done)}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         save_file({name: value.cpu().contiguous() for name, value in sums.items()}, temporary, metadata)
         temporary.replace(self.path)
 
