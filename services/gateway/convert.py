@@ -153,6 +153,7 @@ def release(record: ReleaseRecord) -> release_wire.Release:
     """A registered release."""
     manifest = record.manifest
     parent = record.parent or ""
+    sketches = manifest.sketches
     return release_wire.Release(
         name=names.release(record.model_id, record.release_id),
         state=release_wire.Release.State.Value(f"STATE_{record.state.value}"),
@@ -168,7 +169,11 @@ def release(record: ReleaseRecord) -> release_wire.Release:
         metrics=dict(numbers(record.metrics)),
         reason=record.reason or "",
         create_time=timestamp(record.created_at),
-    )
+        sketches=None if sketches is None else release_wire.Sketches(
+            teacher_id=sketches.teacher_id, dimensions=sketches.dimensions, selection=sketches.selection,
+            query_draws=sketches.query_draws, fidelity=sketches.fidelity,
+        ),
+    )  # fmt: skip
 
 
 def active_release(active: ActiveRelease) -> release_wire.ActiveRelease:

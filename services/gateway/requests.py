@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from attribution.v1 import attribution_job_pb2 as wire
 from byline.catalog.sniff import sniff
 from byline.config import Settings
-from byline.errors import ImageTooLarge, InvalidRequest, PromptTooLong, TierNotAvailable
+from byline.errors import ImageTooLarge, InvalidRequest, PromptTooLong
 from byline.jobs.model import NewJob
 from byline.jobs.states import Tier, Verification
 from services.gateway import names
@@ -25,6 +25,7 @@ MAX_EMBEDDING_DIM = 8192
 _TIERS: dict[int, Tier] = {
     wire.TIER_UNSPECIFIED: Tier.RETRIEVED,
     wire.TIER_RETRIEVED: Tier.RETRIEVED,
+    wire.TIER_ESTIMATED: Tier.ESTIMATED,
     wire.TIER_VERIFIED: Tier.VERIFIED,
 }
 _VERIFICATIONS: dict[int, Verification] = {
@@ -114,8 +115,6 @@ def new_job(
 
 
 def _tier(value: int, field: str) -> Tier:
-    if value == wire.TIER_ESTIMATED:
-        raise TierNotAvailable(field, "ESTIMATED is not available in this release; ask for RETRIEVED or VERIFIED")
     if value not in _TIERS:
         raise InvalidRequest(field, "is not a tier of this server", value=value)
     return _TIERS[value]

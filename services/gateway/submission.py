@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from byline.errors import BlobNotFound, BylineError, InvalidRequest, NoActiveRelease, ReleaseNotEligible
+from byline.errors import (
+    BlobNotFound,
+    BylineError,
+    InvalidRequest,
+    NoActiveRelease,
+    ReleaseNotEligible,
+    TierNotAvailable,
+)
 from byline.jobs.model import Job, NewJob
+from byline.jobs.states import Tier
 from services.gateway.context import GatewayContext
 from services.gateway.requests import Asked
 
@@ -42,12 +50,19 @@ def admit(context: GatewayContext, asked: Asked) -> None:
 
 
 def _check(context: GatewayContext, asked: Asked) -> None:
-    """Unknown model, no release, unknown image, another head's embedding."""
+    """Unknown model, no release, a tier it does not serve, unknown image, another head's embedding."""
     new = asked.job
     context.models.corpus_of(new.model_id)
     active = context.registry.active(new.model_id)
     if active is None:
         raise NoActiveRelease(f"model {new.model_id} has no active release yet; try again soon", model=new.model_id)
+    if new.tier is Tier.ESTIMATED and context.registry.get(active.release_id).manifest.sketches is None:
+        raise TierNotAvailable(
+            "options.tier",
+            f"the active release {active.release_id} has no sketches, which ESTIMATED needs; ask for RETRIEVED or "
+            "VERIFIED",
+            release_id=active.release_id,
+        )
     if new.image_sha256 is not None and not context.blobs.exists(new.image_sha256):
         raise BlobNotFound(
             f"no image with sha256 {new.image_sha256} is stored; send it with UploadImage", sha256=new.image_sha256

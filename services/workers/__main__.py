@@ -17,7 +17,8 @@ from services.workers.process import WorkerProcess
 
 QUEUE_HELP = {
     "lookup": "the fast queue: embed the query, search the index (tier RETRIEVED)",
-    "verification": "the slow queue: the exact teacher on the candidates (tier VERIFIED) and curation's ranking jobs",
+    "verification": "the slow queue: the whole corpus by sketches (tier ESTIMATED), the exact teacher on the "
+    "candidates (tier VERIFIED) and curation's ranking jobs",
 }
 
 

@@ -19,25 +19,37 @@ from services.workers.calibration import Probability
 Influence = dict[str, Any]
 Answer = dict[str, Any]
 
+#: What only the lookup knows of an item.
+_OF_THE_STUDENT = (
+    "cosine", "probability", "probability_low", "probability_high", "probability_coverage", "retrieved_rank",
+)  # fmt: skip
+
 
 def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Probability | None) -> Influence:
     """One line of a RETRIEVED answer. ``rank`` counts from 1; ``probability`` is None without calibration."""
     return {
-        "item_id": str(item.item_id),
-        "rank": rank,
+        **_named(item, rank),
         "cosine": float(cosine),
-        "tau": None,
-        "standard_error": None,
         "probability": None if probability is None else probability.value,
         "probability_low": None if probability is None else probability.low,
         "probability_high": None if probability is None else probability.high,
         "probability_coverage": None if probability is None else probability.coverage,
+        "retrieved_rank": rank,
+    }
+
+
+def _named(item: Item, rank: int) -> Influence:
+    """The fields of an influence that say which item it is; nothing is known of its influence yet."""
+    return {
+        "item_id": str(item.item_id),
+        "rank": rank,
+        "tau": None,
+        "standard_error": None,
         "caption": item.caption,
         "creator": item.creator,
         "licence": item.licence,
         "near_duplicate_group": str(item.near_duplicate_group),
         "image_sha256": item.image_sha256,
-        "retrieved_rank": rank,
     }
 
 
@@ -116,6 +128,47 @@ def verified_answer(
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
         "teacher_id": ranking.teacher_id,
         "draws": int(ranking.draws),
+    }
+
+
+def estimated_answer(
+    retrieved: Answer,
+    found: Sequence[tuple[Item, float, float]],
+    *,
+    release_id: str,
+    model_revision: str,
+    teacher_id: str,
+    draws: int,
+    timings_ms: Mapping[str, float],
+) -> Answer:
+    """The estimate stage's answer: ``found`` items with τ and standard error, best first, of the whole corpus.
+
+    An item the lookup named keeps its cosine, probability and retrieved rank; one that only the estimate found
+    has none of them.
+    """
+    by_id = {one["item_id"]: one for one in (*retrieved["influences"], *retrieved.get("candidates", []))}
+    influences: list[Influence] = []
+    for rank, (item, tau, error) in enumerate(found, start=1):
+        known = by_id.get(str(item.item_id), {})
+        influences.append(
+            {
+                **_named(item, rank),
+                **{name: known.get(name) for name in _OF_THE_STUDENT},
+                "tau": tau,
+                "standard_error": error if np.isfinite(error) else None,
+            }
+        )
+    return {
+        "tier": "ESTIMATED",
+        "release_id": release_id,
+        "model_revision": model_revision,
+        "not_attributable": retrieved["not_attributable"],
+        "noise_floor": retrieved.get("noise_floor"),
+        "influences": influences,
+        "candidates": [],
+        "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
+        "teacher_id": teacher_id,
+        "draws": draws,
     }
 
 

@@ -139,6 +139,8 @@ class WorkerChild:
 
     def _verification_stages(self) -> Mapping[Stage, Work]:
         from byline.rankings.store import RankingStore
+        from byline.releases.registry import ReleaseRegistry
+        from services.workers.estimation import EstimateStage, OpenReleases
         from services.workers.ranking import RankStage
         from services.workers.scratch import Scratch
         from services.workers.teacher_bench import TeacherBench
@@ -154,6 +156,15 @@ class WorkerChild:
             device=settings.device,
             seed=settings.seed,
         )
+        estimate = EstimateStage(
+            store=self._store,
+            releases=OpenReleases(ReleaseRegistry(self._engine), settings.model_id),
+            bench=bench,
+            blobs=self._blobs,
+            withdrawn=self._withdrawn,
+            draws=settings.estimate_draws,
+            clock=time.perf_counter,
+        )
         verify = VerifyStage(
             store=self._store,
             bench=bench,
@@ -162,6 +173,7 @@ class WorkerChild:
             teacher=settings.verify_teacher,
             draws=settings.verify_draws,
             teacher_settings=settings.verify_teacher_settings,
+            racing=settings.verify_racing,
             clock=time.perf_counter,
         )
         rank = RankStage(
@@ -176,7 +188,7 @@ class WorkerChild:
             draws=settings.curation_draws,
             clock=time.perf_counter,
         )
-        return {Stage.VERIFY: verify, Stage.RANK: rank}
+        return {Stage.ESTIMATE: estimate, Stage.VERIFY: verify, Stage.RANK: rank}
 
     def _withdrawn(self) -> frozenset[int]:
         return self._catalog.withdrawn(self._settings.corpus_id)
@@ -188,5 +200,5 @@ class WorkerChild:
 
 
 def _refuse(claim: Claim, _beat: Beat) -> Mapping[str, object]:
-    """The work of a stage nobody serves yet: ``estimate`` comes with the sketches."""
-    raise TierNotAvailable("options.tier", f"stage {claim.stage} is not served by this version")
+    """The work of a stage this worker's queue has nothing to do with."""
+    raise TierNotAvailable("options.tier", f"stage {claim.stage} is not served by this worker")

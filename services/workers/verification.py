@@ -6,7 +6,9 @@ lookup found, names the lookup's release, and keeps both orders, so a client can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from byline.catalog.blobs import BlobStore
@@ -16,6 +18,7 @@ from byline.jobs import Claim, Job, Stage
 from byline.jobs.runner import Beat, Outcome
 from byline.jobs.store import JobStore
 from byline.teachers import TeacherItem, TeacherQuery
+from byline.teachers.abu_plus import AbuPlus
 from services.workers.answer import Answer, candidates_of, item_ids_of, verified_answer
 from services.workers.teacher_bench import TeacherBench
 from services.workers.withdrawal import refuse_withdrawn
@@ -35,6 +38,7 @@ class VerifyStage:
         draws: int,
         clock: Callable[[], float],
         teacher_settings: Mapping[str, Any] | None = None,
+        racing: bool = False,
     ) -> None:
         self._store = store
         self._bench = bench
@@ -45,6 +49,7 @@ class VerifyStage:
         self._clock = clock
         #: Layer selection and further fields of the teacher's settings.
         self._teacher_settings = dict(teacher_settings or {})
+        self._racing = racing
 
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
         """Score the candidates. Raises typed errors; JobCancelled, LeaseLost or a stop come out of ``beat``."""
@@ -62,9 +67,9 @@ class VerifyStage:
             for one in candidates
         ]
         decoded = self._clock()
-        teacher = self._bench.teacher(
-            self._teacher, self._draws, overrides=self._teacher_settings, check=beat.check
-        )
+        teacher = self._bench.teacher(self._teacher, self._draws, overrides=self._teacher_settings, check=beat.check)
+        if self._racing and isinstance(teacher, AbuPlus) and job.top_k < len(items):
+            teacher = racing_for(teacher, job.top_k)
         loaded = self._clock()
         ranking = teacher.score(
             query, items, candidate_set=f"retrieved-{len(items)}", progress=beat.progress, check=beat.check
@@ -91,3 +96,13 @@ class VerifyStage:
         if found is None:
             raise StageInputMissing(f"job {job.id} has no retrieved answer to verify", job_id=job.id)
         return dict(found.result)
+
+
+def racing_for(teacher: AbuPlus, top: int) -> AbuPlus:
+    """The same teacher, spending its draws on who belongs to the ``top``: what a client will see of the answer.
+
+    A copy that shares model, curvature and baselines, so that any number of values of ``top`` cost nothing.
+    """
+    racing = copy.copy(teacher)
+    racing.settings = replace(teacher.settings, racing=top)
+    return racing

@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Release(_message.Message):
-    __slots__ = ("name", "state", "parent_release", "model_revision", "corpus", "feature_spec", "preprocessing_hash", "embedding_dim", "items", "teacher_id", "label_queries", "metrics", "reason", "create_time")
+    __slots__ = ("name", "state", "parent_release", "model_revision", "corpus", "feature_spec", "preprocessing_hash", "embedding_dim", "items", "teacher_id", "label_queries", "metrics", "reason", "create_time", "sketches")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Release.State]
@@ -48,6 +48,7 @@ class Release(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SKETCHES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: Release.State
     parent_release: str
@@ -62,7 +63,29 @@ class Release(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     reason: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Release.State, str]] = ..., parent_release: _Optional[str] = ..., model_revision: _Optional[str] = ..., corpus: _Optional[str] = ..., feature_spec: _Optional[str] = ..., preprocessing_hash: _Optional[str] = ..., embedding_dim: _Optional[int] = ..., items: _Optional[int] = ..., teacher_id: _Optional[str] = ..., label_queries: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    sketches: Sketches
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Release.State, str]] = ..., parent_release: _Optional[str] = ..., model_revision: _Optional[str] = ..., corpus: _Optional[str] = ..., feature_spec: _Optional[str] = ..., preprocessing_hash: _Optional[str] = ..., embedding_dim: _Optional[int] = ..., items: _Optional[int] = ..., teacher_id: _Optional[str] = ..., label_queries: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sketches: _Optional[_Union[Sketches, _Mapping]] = ...) -> None: ...
+
+class Sketches(_message.Message):
+    __slots__ = ("teacher_id", "dimensions", "selection", "query_draws", "fidelity")
+    class FidelityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TEACHER_ID_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
+    QUERY_DRAWS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    teacher_id: str
+    dimensions: int
+    selection: str
+    query_draws: int
+    fidelity: _containers.ScalarMap[str, float]
+    def __init__(self, teacher_id: _Optional[str] = ..., dimensions: _Optional[int] = ..., selection: _Optional[str] = ..., query_draws: _Optional[int] = ..., fidelity: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ActiveRelease(_message.Message):
     __slots__ = ("release", "previous_release", "epoch", "update_time")

@@ -84,9 +84,11 @@ def _figure(influence: Influence, image: bytes | None) -> str:
 
 
 def _move(influence: Influence) -> str:
-    """How far verification moved the item; nothing for a retrieved answer."""
-    if influence.tau is None or influence.retrieved_rank is None or influence.retrieved_rank == influence.rank:
+    """How far the teacher moved the item from its retrieved rank; nothing for a retrieved answer."""
+    if influence.tau is None or influence.retrieved_rank == influence.rank:
         return ""
+    if influence.retrieved_rank is None:
+        return '<span class="up" title="not among the retrieved">▲ new</span>'
     moved = influence.retrieved_rank - influence.rank
     kind, arrow = ("up", "▲") if moved > 0 else ("down", "▼")
     return f'<span class="{kind}" title="retrieved at {influence.retrieved_rank}">{arrow}{abs(moved)}</span>'

@@ -72,6 +72,8 @@ def show_release(
         if name == "metrics":
             for metric, figure in sorted(value.items()):
                 table.add_row(f"metrics.{metric}", f"{figure:.4g}")
+        elif name == "sketches":
+            table.add_row(name, escape(_sketches(found)))
         else:
             table.add_row(name, escape(_time(value) if isinstance(value, datetime) else str(value)))
     Console().print(table)
@@ -124,6 +126,15 @@ def _map(release: Release) -> str:
     """The held-out mAP, whatever its L; empty when the release carries none."""
     found = next((value for name, value in sorted(release.metrics.items()) if name.split(".")[0] == "map"), None)
     return f"{found:.3f}" if found is not None else ""
+
+
+def _sketches(release: Release) -> str:
+    """What the release answers tier ESTIMATED from, in one line."""
+    found = release.sketches
+    if found is None:
+        return "none: it does not serve tier ESTIMATED"
+    fidelity = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.fidelity.items()))
+    return f"{found.dimensions} dimensions of {found.selection}, from {found.teacher_id}; {fidelity or 'not measured'}"
 
 
 def _to_json(value: object) -> str:

@@ -111,6 +111,11 @@ def verdict_line(answer: Answer) -> str:
         parts.append("NOT ATTRIBUTABLE: nothing rises above the noise floor; these only came nearest")
     if answer.tier == "RETRIEVED":
         parts.append("predicted by the student, not verified")
+    elif answer.tier == "ESTIMATED":
+        parts.append(
+            f"estimated from sketches of the whole corpus by {answer.teacher_id or 'the teacher'}, "
+            f"{answer.draws} draws of the query's gradient, whose noise alone ± shows"
+        )
     elif answer.tier == "VERIFIED":
         parts.append(f"scored by {answer.teacher_id or 'the teacher'}, {answer.draws} draws")
     if any(influence.cosine is not None for influence in answer.influences):

@@ -18,6 +18,8 @@ from byline.cli.show import print_job
 from byline.client import Client, Job
 from byline.config import load_settings
 
+TIERS = "RETRIEVED (milliseconds), ESTIMATED (the whole corpus by sketches, seconds) or VERIFIED (by the teacher)."
+
 _STAGES = {"LOOKUP": "searching", "ESTIMATE": "estimating", "VERIFY": "verifying"}
 
 Address = Annotated[str | None, typer.Option(help="host:port of the gateway (BYLINE_GRPC_ADDRESS).")]
@@ -34,7 +36,7 @@ def open_client(address: str | None, project: str | None) -> Client:
 def submit(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP file of the generated image.")],
     prompt: Annotated[str, typer.Option(help="The prompt it was generated from.")] = "",
-    tier: Annotated[str, typer.Option(help="RETRIEVED (milliseconds) or VERIFIED (by the teacher).")] = "RETRIEVED",
+    tier: Annotated[str, typer.Option(help=TIERS)] = "RETRIEVED",
     top_k: Annotated[int | None, typer.Option(help="How many sources to name.")] = None,
     candidates: Annotated[int | None, typer.Option(help="How many candidates the teacher verifies.")] = None,
     best_effort: Annotated[bool, typer.Option(help="Keep the fast answer if verification fails.")] = False,

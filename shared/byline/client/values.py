@@ -188,6 +188,17 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Sketches:
+    """What a release answers tier ESTIMATED from; ``fidelity`` is the agreement with their teacher, by name."""
+
+    teacher_id: str
+    dimensions: int
+    selection: str
+    query_draws: int
+    fidelity: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A release of a model and how it fared."""
 
@@ -204,6 +215,8 @@ class Release:
     metrics: Mapping[str, float]
     reason: str
     create_time: datetime | None
+    #: None where the release does not serve tier ESTIMATED.
+    sketches: Sketches | None = None
 
     @property
     def id(self) -> str:

@@ -124,6 +124,13 @@ def release(message: release_wire.Release) -> values.Release:
         metrics=dict(message.metrics),
         reason=message.reason,
         create_time=_time(message, "create_time"),
+        sketches=_sketches(message.sketches) if message.HasField("sketches") else None,
+    )
+
+
+def _sketches(message: release_wire.Sketches) -> values.Sketches:
+    return values.Sketches(
+        message.teacher_id, message.dimensions, message.selection, message.query_draws, dict(message.fidelity)
     )
 
 

@@ -21,7 +21,14 @@ from byline.db import make_engine
 from byline.db.listen import JOBS, Listener
 from byline.jobs import Claim, Stage
 from byline.jobs.store import JobStore
-from byline.releases.manifest import REQUIRED_FILES, FileEntry, LabelSet, ReleaseManifest
+from byline.releases.manifest import (
+    REQUIRED_FILES,
+    SKETCH_FILES,
+    FileEntry,
+    LabelSet,
+    ReleaseManifest,
+    SketchSection,
+)
 from byline.releases.registry import ReleaseRegistry
 from services.gateway.context import GatewayContext, build_context
 from services.gateway.server import Gateway, start
@@ -37,13 +44,14 @@ def png(color: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
     return buffer.getvalue()
 
 
-def manifest(release_id: str, parent: str | None = None) -> ReleaseManifest:
+def manifest(release_id: str, parent: str | None = None, sketches: SketchSection | None = None) -> ReleaseManifest:
+    names = (*REQUIRED_FILES, *(SKETCH_FILES if sketches else ()))
     return ReleaseManifest(
         release_id=release_id, model_id=MODEL, model_revision="rev1", corpus_id=MODEL, parent=parent,
         created_at=datetime(2026, 1, 1 + int(release_id[1:]), tzinfo=UTC), feature_spec="minilm",
         preprocessing_hash="p", feature_dim=8, embedding_dim=DIM, items=len(ITEMS), index_factory="Flat",
         teacher_id="abu_plus", labels=LabelSet(queries=3, digest="d"), metrics={"map": 0.5, "gate": {"p": 0.01}},
-        files={name: FileEntry(sha256="0" * 64, bytes=1) for name in REQUIRED_FILES},
+        files={name: FileEntry(sha256="0" * 64, bytes=1) for name in names}, sketches=sketches,
     )  # fmt: skip
 
 
@@ -82,20 +90,23 @@ class AnsweringWorker:
         if self.hold.is_set():
             return
         job_id = uuid.UUID(text)
-        for stage in (Stage.LOOKUP, Stage.VERIFY):
+        for stage in (Stage.LOOKUP, Stage.ESTIMATE, Stage.VERIFY):
             claim = self.store.claim(job_id, stage, "in-test", 30.0, "r1")
             if claim is not None:
                 self.store.complete(claim, answer(claim))
 
 
+TIER_OF = {Stage.LOOKUP: "RETRIEVED", Stage.ESTIMATE: "ESTIMATED", Stage.VERIFY: "VERIFIED"}
+
+
 def answer(claim: Claim) -> dict[str, Any]:
-    verified = claim.stage is Stage.VERIFY
-    more = {"tau": 0.25, "standard_error": 0.01} if verified else {}
+    scored = claim.stage is not Stage.LOOKUP
+    more = {"tau": 0.25, "standard_error": 0.01} if scored else {}
     return {
-        "tier": "VERIFIED" if verified else "RETRIEVED", "release_id": claim.job.release_id,
+        "tier": TIER_OF[claim.stage], "release_id": claim.job.release_id,
         "model_revision": "rev1", "not_attributable": False, "influences": influences(ITEMS, **more),
-        "timings_ms": {"search": 0.5}, "teacher_id": "abu_plus" if verified else None,
-        "draws": 64 if verified else None,
+        "timings_ms": {"search": 0.5}, "teacher_id": "abu_plus" if scored else None,
+        "draws": 64 if scored else None,
     }  # fmt: skip
 
 

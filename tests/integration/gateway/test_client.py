@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from byline.client import AsyncClient, Client
+from byline.client import AsyncClient, Client, Sketches
 from byline.errors import (
     CallTimedOut,
     DatabaseUnavailable,
@@ -23,6 +23,7 @@ from byline.errors import (
     TierNotAvailable,
 )
 from byline.jobs import Stage
+from byline.releases.manifest import SketchSection
 
 from .conftest import ITEMS, MODEL, AnsweringWorker, Running, answer, manifest, png
 
@@ -53,8 +54,27 @@ def test_a_verified_answer_is_waited_for_and_the_retrieved_one_kept(client: Clie
     assert retrieved is not None and retrieved.influences[0].tau is None
 
 
+def test_an_estimate_is_answered_once_a_release_with_sketches_is_active(
+    client: Client, served: Running, worker: AnsweringWorker, tmp_path: Path
+) -> None:
+    section = SketchSection(
+        teacher_id="sketch/1", dimensions=512, selection="cross_attention_kv", query_draws=64, fidelity={"map100": 0.98}
+    )
+    served.registry.register(manifest("r2", "r1", section), tmp_path / "r2")
+    served.registry.activate(MODEL, "r2")
+    assert client.releases(MODEL)[0][0].sketches == Sketches(
+        "sketch/1", 512, "cross_attention_kv", 64, {"map100": 0.98}
+    )
+    attribution = client.attribute(png(), tier="ESTIMATED")
+    assert attribution.tier == "ESTIMATED" and attribution.influences[0].tau == pytest.approx(0.25)
+    assert [a.tier for a in attribution.job.answers] == ["RETRIEVED", "ESTIMATED"]
+    served.registry.rollback(MODEL)
+    with pytest.raises(TierNotAvailable, match="r1"):
+        client.submit(png(), tier="ESTIMATED")
+
+
 def test_errors_are_the_classes_the_server_raised(client: Client, served: Running) -> None:
-    with pytest.raises(TierNotAvailable, match="not available in this release") as caught:
+    with pytest.raises(TierNotAvailable, match="r1 has no sketches") as caught:
         client.submit(png(), tier="ESTIMATED")
     assert caught.value.field == "options.tier"
     with pytest.raises(JobNotFound):

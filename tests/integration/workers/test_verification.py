@@ -19,17 +19,31 @@ from .conftest import Bench, png
 DRAWS = 16
 
 
-@pytest.fixture
-def verify(bench: Bench) -> VerifyStage:
+#: So many that a candidate fills a call of the UNet: a stage can be interrupted between candidates.
+MANY_DRAWS = 128
+
+
+def make_stage(bench: Bench, draws: int = DRAWS, racing: bool = False) -> VerifyStage:
     return VerifyStage(
         store=bench.jobs,
         bench=bench.teachers,
         blobs=bench.blobs,
         withdrawn=bench.withdrawn,
         teacher="abu_plus",
-        draws=DRAWS,
+        draws=draws,
         clock=time.perf_counter,
+        racing=racing,
     )
+
+
+@pytest.fixture
+def verify(bench: Bench) -> VerifyStage:
+    return make_stage(bench)
+
+
+@pytest.fixture
+def long(bench: Bench) -> VerifyStage:
+    return make_stage(bench, MANY_DRAWS)
 
 
 def retrieved_job(
@@ -144,26 +158,26 @@ def _interrupted(verify: VerifyStage, then: Callable[[], None]) -> Callable[[Cla
 
 
 def test_a_worker_asked_to_stop_gives_the_job_back_without_costing_an_attempt(
-    bench: Bench, verify: VerifyStage
+    bench: Bench, long: VerifyStage
 ) -> None:
     job = retrieved_job(bench)
-    assert bench.runner().run(job.id, Stage.VERIFY, _interrupted(verify, bench.stop.set)) is RunOutcome.RELEASED
+    assert bench.runner().run(job.id, Stage.VERIFY, _interrupted(long, bench.stop.set)) is RunOutcome.RELEASED
     waiting = bench.jobs.find(job.id)
     assert waiting is not None
     assert (waiting.state, waiting.stage, waiting.attempt) == (State.QUEUED, Stage.VERIFY, 0)
     bench.stop.clear()
-    assert bench.runner().run(job.id, Stage.VERIFY, verify) is RunOutcome.COMPLETED
+    assert bench.runner().run(job.id, Stage.VERIFY, long) is RunOutcome.COMPLETED
 
 
 def test_a_cancelled_job_stops_between_candidates_and_keeps_no_verified_answer(
-    bench: Bench, verify: VerifyStage
+    bench: Bench, long: VerifyStage
 ) -> None:
     job = retrieved_job(bench)
 
     def cancel() -> None:
         bench.jobs.cancel("p", job.id)
 
-    assert bench.runner().run(job.id, Stage.VERIFY, _interrupted(verify, cancel)) is RunOutcome.CANCELLED
+    assert bench.runner().run(job.id, Stage.VERIFY, _interrupted(long, cancel)) is RunOutcome.CANCELLED
     assert Stage.VERIFY not in bench.jobs.results(job.id)
     assert bench.jobs.find(job.id).state is State.CANCELLED  # type: ignore[union-attr]
 
@@ -173,3 +187,25 @@ def test_an_answer_retrieved_from_another_revision_is_not_verified(bench: Bench,
     assert bench.runner().run(job.id, Stage.VERIFY, verify) is RunOutcome.FAILED
     assert bench.jobs.find(job.id).error["reason"] == "MODEL_MISMATCH"  # type: ignore[union-attr,index]
     assert Stage.VERIFY not in bench.jobs.results(job.id)
+
+
+def test_racing_gives_the_same_tau_to_whom_it_keeps_and_scores_everybody(bench: Bench, verify: VerifyStage) -> None:
+    answers = []
+    for stage in (verify, make_stage(bench, racing=True)):
+        job = retrieved_job(bench)
+        assert bench.runner().run(job.id, Stage.VERIFY, stage) is RunOutcome.COMPLETED
+        answers.append(verified(bench, job))
+    plain, raced = answers
+    assert {one["item_id"] for one in raced["influences"] + raced["candidates"]} == {
+        one["item_id"] for one in plain["influences"] + plain["candidates"]
+    }
+    by_id = {one["item_id"]: one for one in plain["influences"] + plain["candidates"]}
+    kept = [one for one in raced["influences"] if one["standard_error"] == by_id[one["item_id"]]["standard_error"]]
+    assert kept and all(one["tau"] == by_id[one["item_id"]]["tau"] for one in kept)
+    assert raced["teacher_id"] != plain["teacher_id"]
+
+
+def test_a_race_for_all_candidates_is_none(bench: Bench) -> None:
+    job = retrieved_job(bench, top_k=5, candidates=5)
+    bench.runner().run(job.id, Stage.VERIFY, make_stage(bench, racing=True))
+    assert verified(bench, job)["teacher_id"] == bench.teachers.teacher("abu_plus", DRAWS).teacher_id

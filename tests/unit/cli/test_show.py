@@ -40,3 +40,19 @@ def test_the_heads_inner_product_is_called_a_score_and_explained() -> None:
 
 def test_json_keeps_the_field_name_of_the_api() -> None:
     assert '"cosine": 1.25' in to_json(example()[0])
+
+
+def test_an_estimate_says_what_it_is_and_shows_items_the_lookup_did_not_name() -> None:
+    job, _ = example()
+    new = _fill(Influence, item_id=2, rank=1, tau=0.5, standard_error=0.01, caption="a dog")
+    moved = _fill(Influence, item_id=1, rank=2, tau=0.25, retrieved_rank=1, cosine=0.5, caption="a cat")
+    answer = _fill(
+        Answer, tier="ESTIMATED", release="models/m/releases/r1", influences=(new, moved), timings_ms={},
+        teacher_id="sketch/1", draws=64,
+    )  # fmt: skip
+    shown = io.StringIO()
+    Console(file=shown, width=300).print(table(job, answer))
+    text = " ".join(shown.getvalue().split())
+    assert "whole corpus" in text and "64 draws" in text and "0.5 ± 0.01" in text
+    html = page(_fill(Job, prompt="", name="j", answers=(answer,)), None, {})
+    assert "<h2>Estimated</h2>" in html and "▲ new" in html and "▼1" in html

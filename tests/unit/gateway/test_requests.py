@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attribution.v1 import attribution_job_pb2 as wire
-from byline.errors import InvalidRequest, PromptTooLong, TierNotAvailable
+from byline.errors import InvalidRequest, PromptTooLong
 from byline.jobs.states import Tier, Verification
 from services.gateway.requests import Asked, Limits, new_job
 
@@ -58,9 +58,10 @@ def test_counts_and_enums_out_of_bounds_name_their_field(options: dict[str, Any]
     assert caught.value.field == field
 
 
-def test_the_estimated_tier_is_refused_with_its_own_reason() -> None:
-    with pytest.raises(TierNotAvailable, match="not available in this release"):
-        ask(tier="TIER_ESTIMATED")
+def test_the_estimated_tier_searches_the_whole_corpus_and_takes_no_candidates() -> None:
+    assert ask(tier="TIER_ESTIMATED").job.tier is Tier.ESTIMATED
+    with pytest.raises(InvalidRequest, match="options.candidates"):
+        ask(tier="TIER_ESTIMATED", candidates=50)
 
 
 @pytest.mark.parametrize("seconds", [0, -5, 7 * 24 * 3600 + 1])
@@ -89,12 +90,13 @@ def test_only_the_own_projects_images_may_be_named() -> None:
         ask(wire.Query(image=f"projects/q/images/{digest}"))
 
 
-def test_an_embedding_can_be_retrieved_but_not_verified() -> None:
+@pytest.mark.parametrize("tier", ["TIER_ESTIMATED", "TIER_VERIFIED"])
+def test_an_embedding_can_be_retrieved_and_nothing_else(tier: str) -> None:
     query = wire.Query(embedding=wire.Embedding(values=[0.6, 0.8], release="models/m/releases/r1"))
     asked = ask(query)
     assert asked.job.payload == {"embedding_release_id": "r1"} and asked.embedding_release_id == "r1"
     with pytest.raises(InvalidRequest, match="only RETRIEVED"):
-        ask(query, tier="TIER_VERIFIED")
+        ask(query, tier=tier)
     other = wire.Query(embedding=wire.Embedding(values=[1.0], release="models/x/releases/r1"))
     with pytest.raises(InvalidRequest, match="models/m"):
         ask(other)

@@ -12,6 +12,7 @@ from byline.catalog.items import Item
 from services.workers.answer import (
     Answer,
     candidates_of,
+    estimated_answer,
     item_ids_of,
     retrieved_answer,
     retrieved_influence,
@@ -120,3 +121,19 @@ def test_an_answer_never_holds_a_number_json_cannot_say(bad: float) -> None:
     json.dumps(verified, allow_nan=False)
     assert [one["item_id"] for one in verified["influences"]] == ["5"]
     assert verified["influences"][0]["standard_error"] is None
+
+
+def test_an_estimated_answer_names_items_the_lookup_did_not_and_says_so() -> None:
+    found = answer([5, 4, 3], top_k=2)
+    estimated = estimated_answer(
+        found, [(item(9), 0.5, 0.1), (item(3), 0.25, float("nan"))], release_id="r1", model_revision="measured",
+        teacher_id="sketch/1", draws=64, timings_ms={"search": 0.12345},
+    )  # fmt: skip
+    json.dumps(estimated, allow_nan=False)
+    new, known = estimated["influences"]
+    assert (new["rank"], new["item_id"], new["cosine"], new["retrieved_rank"]) == (1, "9", None, None)
+    assert (known["rank"], known["item_id"], known["retrieved_rank"]) == (2, "3", 3)
+    assert known["cosine"] == candidates_of(found, limit=3)[2]["cosine"]
+    assert (new["tau"], new["standard_error"], known["standard_error"]) == (0.5, 0.1, None)
+    assert (estimated["tier"], estimated["candidates"], estimated["timings_ms"]) == ("ESTIMATED", [], {"search": 0.123})
+    assert item_ids_of(estimated) == [9, 3]

@@ -1,0 +1,174 @@
+"""Stage ``estimate``: one gradient of the query against the sketches of the whole corpus (tier ESTIMATED).
+
+Why it exists: the student guesses, the exact teacher measures a few dozen candidates in minutes; this stage comes
+near the teacher for *every* item in about a second. All of an answer comes from the release the lookup pinned: its
+basis gives the query's sketch, its index the items', its catalogue their captions.
+
+    tau(item) = < mean over replicates of sketch(query), sketch(item) > / corpus size
+
+The standard error is the one of the query's gradient, from replicates of its noise draws that share nothing. That
+of the items' gradients is not in it: they were computed once, and their error is the same for every query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.decode import decode_image
+from byline.errors import InvalidRequest, NoActiveRelease, StageInputMissing, TierNotAvailable
+from byline.index import VectorIndex
+from byline.index.protocol import NO_ITEM
+from byline.jobs import Claim, Job, Stage
+from byline.jobs.runner import Beat, Outcome
+from byline.jobs.store import JobStore
+from byline.releases.holder import ReleaseHolder
+from byline.releases.loader import Release, load_release
+from byline.releases.registry import ReleaseRegistry
+from byline.releases.sketches import ReleaseSketches
+from byline.teachers import TeacherQuery
+from services.workers.answer import Answer, estimated_answer, item_ids_of
+from services.workers.teacher_bench import TeacherBench
+from services.workers.withdrawal import refuse_withdrawn
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the sketches say of one item: τ (higher = more influential) and its standard error (NaN if unknown)."""
+
+    item_id: int
+    tau: float
+    standard_error: float
+
+
+def best_estimates(
+    sketch: NDArray[np.float32], index: VectorIndex, corpus_size: int, k: int, exclude: NDArray[np.int64]
+) -> list[Estimate]:
+    """The ``k`` items of largest τ that are not in ``exclude``, best first, ties by item id; fewer if fewer remain.
+
+    ``sketch`` [replicates, d] of the query; see the module for the formula.
+    """
+    replicates = np.asarray(sketch, dtype=np.float64)
+    _, found = index.search(replicates.mean(axis=0, dtype=np.float64).astype(np.float32)[None, :], k, exclude)
+    ids = found[0][found[0] != NO_ITEM]
+    tau = replicates @ index.vectors(ids).astype(np.float64).T / corpus_size  # [replicates, n]
+    count = len(replicates)
+    error = tau.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(ids), np.nan)
+    mean = tau.mean(axis=0)
+    return [Estimate(int(ids[n]), float(mean[n]), float(error[n])) for n in np.lexsort((ids, -mean))]
+
+
+class OpenReleases:
+    """The releases this child answers estimates from: the active one and the one before stay open."""
+
+    def __init__(self, registry: ReleaseRegistry, model_id: str) -> None:
+        self._registry = registry
+        self._model_id = model_id
+        self._holder: ReleaseHolder[Release] = ReleaseHolder(self._load, lambda: registry.active(model_id))
+
+    @contextmanager
+    def pinned(self, release_id: str | None) -> Iterator[Release]:
+        """The release a job is pinned to, verified, unchanged until the block ends.
+
+        Raises NoActiveRelease for a job without one, and what opening it raises.
+        """
+        if release_id is None:
+            raise NoActiveRelease("the job is pinned to no release", model_id=self._model_id)
+        self._holder.refresh()
+        with self._holder.pinned(release_id) as release:
+            yield release
+
+    def _load(self, release_id: str) -> Release:
+        record = self._registry.get(release_id)
+        return load_release(record.directory, expected=record.manifest)
+
+
+class EstimateStage:
+    """Turns a claim on stage ``estimate`` into an ESTIMATED answer."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        releases: OpenReleases,
+        bench: TeacherBench,
+        blobs: BlobStore,
+        withdrawn: Callable[[], Iterable[int]],
+        draws: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._releases = releases
+        self._bench = bench
+        self._blobs = blobs
+        self._withdrawn = withdrawn
+        self._draws = draws
+        self._clock = clock
+
+    def __call__(self, claim: Claim, beat: Beat) -> Outcome:
+        """Search the whole corpus. Raises typed errors; JobCancelled, LeaseLost or a stop come out of ``beat``."""
+        job = claim.job
+        if job.image_sha256 is None:
+            raise InvalidRequest("query", "an estimate needs the image; a ready embedding can only be retrieved")
+        retrieved = self._retrieved(job)
+        self._bench.require_revision(retrieved["model_revision"], "the retrieved answer")
+        with self._releases.pinned(job.release_id) as release:
+            if release.sketches is None:
+                raise no_sketches(release.release_id)
+            answer = self._answer(job, job.image_sha256, retrieved, release, release.sketches, beat)
+        named = item_ids_of(answer)
+        return Outcome(answer, also=lambda connection: refuse_withdrawn(connection, named))
+
+    def _answer(
+        self, job: Job, image_sha256: str, retrieved: Answer, release: Release, sketches: ReleaseSketches, beat: Beat
+    ) -> Answer:
+        begun = self._clock()
+        beat.progress(0, self._draws)
+        query = TeacherQuery(decode_image(self._blobs.get(image_sha256)), job.prompt)
+        decoded = self._clock()
+        teacher = self._bench.sketch_teacher(sketches.basis, self._draws)
+        loaded = self._clock()
+        sketch = teacher.query_sketch(query, check=beat.check)  # [replicates, d]
+        sketched = self._clock()
+        beat.progress(self._draws, self._draws)
+        beat.check()
+        # Read as late as possible: what is withdrawn by now is filtered before the best are chosen.
+        exclude = np.fromiter(self._withdrawn(), dtype=np.int64)
+        found = best_estimates(sketch, sketches.index, teacher.settings.corpus_size, job.top_k, exclude)
+        done = self._clock()
+        timings = {
+            "decode": 1e3 * (decoded - begun),
+            "load": 1e3 * (loaded - decoded),
+            "gradient": 1e3 * (sketched - loaded),
+            "search": 1e3 * (done - sketched),
+            "total": 1e3 * (done - begun),
+        }
+        return estimated_answer(
+            retrieved,
+            [(release.catalogue[one.item_id], one.tau, one.standard_error) for one in found],
+            release_id=release.release_id,
+            model_revision=self._bench.model_revision,
+            teacher_id=teacher.teacher_id,
+            draws=self._draws,
+            timings_ms=timings,
+        )
+
+    def _retrieved(self, job: Job) -> Answer:
+        found = self._store.results(job.id).get(Stage.LOOKUP)
+        if found is None:
+            raise StageInputMissing(f"job {job.id} has no retrieved answer before its estimate", job_id=job.id)
+        return dict(found.result)
+
+
+def no_sketches(release_id: str) -> TierNotAvailable:
+    """The refusal of an estimate by a release that carries no sketches."""
+    return TierNotAvailable(
+        "options.tier",
+        f"release {release_id} has no sketches, which ESTIMATED needs; ask for RETRIEVED or VERIFIED",
+        release_id=release_id,
+    )
