@@ -19,6 +19,8 @@ from sqlalchemy import Engine
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
+from byline.cli.evaluate_retraining import counterfactual, lds
+from byline.cli.evaluate_teacher import teacher
 from byline.config import Settings, load_settings, repository_root
 from byline.db.session import make_engine
 from byline.errors import FeatureMismatch, LabelsNotUsable, NoActiveRelease
@@ -30,6 +32,11 @@ from byline.releases.manifest import HEAD
 from byline.releases.registry import ReleaseRecord, ReleaseRegistry
 
 app = typer.Typer(help="Judge heads and teachers; every result is a JSON file under reports/.", no_args_is_help=True)
+
+
+app.command()(lds)
+app.command()(counterfactual)
+app.command()(teacher)
 
 
 @app.callback()

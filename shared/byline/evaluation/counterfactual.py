@@ -34,6 +34,23 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Leave out ``fraction`` of the corpus for each of ``queries_per_arm`` targets of one retraining."""
+
+    fraction: float
+    queries_per_arm: int
+
+    def count(self, items: int) -> int:
+        """k of a corpus of ``items``."""
+        return max(1, round(self.fraction * items))
+
+
+#: 1 % first, since an early stop should leave the most telling figure; more targets an arm where k is small, so that
+#: no arm leaves out more than a fifth of the corpus.
+SHARES = (Share(0.01, 10), Share(0.04, 5), Share(0.005, 10))
+
+
+@dataclass(frozen=True)
 class Contrast:
     """Mean over target queries of (target's change − mean change of the arm's other queries), with standard error."""
 
@@ -70,6 +87,27 @@ def plan_arm(method: str, tau: DoubleArray, item_ids: npt.NDArray[np.int64], k: 
     """The arm that removes the union of the ``targets``' top ``k``; ``tau`` [q, n] of all queries."""
     removed = {i for q in targets for i in top_items(tau[q], item_ids, k)}
     return Arm(method, k, group, tuple(targets), tuple(sorted(removed)))
+
+
+def plan_arms(methods: Mapping[str, DoubleArray], item_ids: npt.NDArray[np.int64], likeness: DoubleArray,
+              shares: Sequence[Share] = SHARES) -> list[Arm]:
+    """All arms of all ``methods`` (tau [q, n]) in the order in which they should be run.
+
+    Queries are split into distant groups of the largest ``queries_per_arm``, a group into smaller ones for the other
+    shares. All methods of one group and share come together: whatever an early stop leaves can be compared.
+    """
+    queries = len(likeness)
+    if queries < 2:
+        raise LabelsNotUsable("a target is contrasted with other queries: the study needs at least two")
+    arms: list[Arm] = []
+    # At least half of the queries are no targets: the contrast rests on them.
+    for number, group in enumerate(distant_groups(likeness, min(queries // 2, max(s.queries_per_arm for s in shares)))):
+        for share in shares:
+            for start in range(0, len(group), share.queries_per_arm):
+                targets = group[start : start + share.queries_per_arm]
+                arms.extend(plan_arm(m, tau, item_ids, share.count(len(item_ids)), number, targets)
+                            for m, tau in methods.items())  # fmt: skip
+    return arms
 
 
 def relative_change(losses: DoubleArray, nothing: DoubleArray) -> DoubleArray:

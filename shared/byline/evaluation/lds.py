@@ -12,6 +12,7 @@ halves might have been drawn (bootstrap over the retrainings, which all queries 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,22 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class LdsDifference:
+    """LDS of one teacher minus another's on the same subsets and queries; errors as in ``LdsScore``."""
+
+    mean: float
+    error_queries: float
+    error_subsets: float
+    error: float
+
+
+@dataclass(frozen=True)
 class LdsScore:
     """Spearman over subsets, averaged over queries: ``mean``; ``per_query`` [q].
 
     ``error_queries`` is its standard error over queries, ``error_subsets`` that over the retrainings (bootstrap),
     ``error`` resamples both. ``pooled`` is Pearson's correlation of all (subset, query) pairs after taking each
-    query's mean over subsets out of both sides and dividing by its spread.
+    query's mean over subsets out of both sides and dividing by its spread. ``lead`` is the reference minus this.
     """
 
     mean: float
@@ -38,16 +49,7 @@ class LdsScore:
     error: float
     pooled: float
     per_query: DoubleArray
-
-
-@dataclass(frozen=True)
-class LdsDifference:
-    """LDS of one teacher minus another's on the same subsets and queries; ``error`` resamples both."""
-
-    mean: float
-    error_queries: float
-    error_subsets: float
-    error: float
+    lead: LdsDifference | None = None
 
 
 def predictions(tau: DoubleArray, kept: BoolArray) -> DoubleArray:
@@ -57,30 +59,36 @@ def predictions(tau: DoubleArray, kept: BoolArray) -> DoubleArray:
     return kept.astype(np.float64) @ tau.T
 
 
-def score_lds(predicted: DoubleArray, losses: DoubleArray, *, seed: int = 0, draws: int = 400) -> LdsScore:
-    """LDS of ``predicted`` [m, q] against the query losses [m, q] of m retrainings.
+def score_lds(predicted: DoubleArray, losses: DoubleArray, *, seed: int = 0, draws: int = 200) -> LdsScore:
+    """LDS of one teacher; see ``judge_lds``."""
+    return judge_lds({"": predicted}, losses, seed=seed, draws=draws)[""]
 
-    A query whose predictions are all equal scores 0: it predicts nothing. LabelsNotUsable with fewer than 3 subsets.
+
+def judge_lds(predicted: Mapping[str, DoubleArray], losses: DoubleArray, *, reference: str | None = None,
+              seed: int = 0, draws: int = 200) -> dict[str, LdsScore]:
+    """LDS of each teacher's predictions [m, q] against the query losses [m, q] of m retrainings.
+
+    All are judged on the same bootstrap samples, so that the lead of ``reference`` over each is paired. A query whose
+    predictions are all equal scores 0: it predicts nothing. LabelsNotUsable with fewer than 3 subsets.
     """
-    _check(predicted, losses)
-    per_query = _spearman(predicted, -losses)
-    resampled = _resampled(predicted, losses, seed, draws)  # [draws, q]
-    return LdsScore(
-        mean=float(per_query.mean()), error_queries=_over_queries(per_query),
-        error_subsets=float(resampled.mean(1).std(ddof=1)), error=_over_both(resampled, seed),
-        pooled=_pooled(predicted, -losses), per_query=per_query,
-    )  # fmt: skip
-
-
-def compare_lds(a: DoubleArray, b: DoubleArray, losses: DoubleArray, *, seed: int = 0, draws: int = 400,
-                ) -> LdsDifference:
-    """LDS of the predictions ``a`` minus that of ``b``, both [m, q], on the same resamples."""
-    _check(a, losses)
-    _check(b, losses)
-    difference = _spearman(a, -losses) - _spearman(b, -losses)
-    resampled = _resampled(a, losses, seed, draws) - _resampled(b, losses, seed, draws)
-    return LdsDifference(float(difference.mean()), _over_queries(difference),
-                         float(resampled.mean(1).std(ddof=1)), _over_both(resampled, seed))
+    for values in predicted.values():
+        _check(values, losses)
+    if not predicted:
+        return {}
+    stacked = np.stack(list(predicted.values()), axis=1)  # [m, v, q]
+    rng = np.random.default_rng([seed, 1])
+    rows = rng.integers(0, len(losses), size=(draws, len(losses)))
+    resampled = np.stack([_spearman(stacked[r], -losses[r][:, None]) for r in rows])  # [draws, v, q]
+    exact = _spearman(stacked, -losses[:, None])  # [v, q]
+    place = list(predicted).index(reference) if reference is not None else None
+    found = {}
+    for v, name in enumerate(predicted):
+        lead = None
+        if place is not None and place != v:
+            lead = LdsDifference(*_summary(exact[place] - exact[v], resampled[:, place] - resampled[:, v], seed))
+        found[name] = LdsScore(*_summary(exact[v], resampled[:, v], seed), pooled=_pooled(stacked[:, v], -losses),
+                               per_query=exact[v], lead=lead)  # fmt: skip
+    return found
 
 
 def _check(predicted: DoubleArray, losses: DoubleArray) -> None:
@@ -90,26 +98,17 @@ def _check(predicted: DoubleArray, losses: DoubleArray) -> None:
         raise LabelsNotUsable(f"{len(losses)} retrainings have no rank correlation worth the name; run at least 3")
 
 
-def _over_queries(per_query: DoubleArray) -> float:
-    return float(per_query.std(ddof=1) / np.sqrt(len(per_query))) if len(per_query) > 1 else float("nan")
-
-
-def _over_both(resampled: DoubleArray, seed: int) -> float:
-    """Spread of the mean when subsets (rows of ``resampled`` [draws, q]) and queries are both drawn anew."""
-    rng = np.random.default_rng([seed, 2])
-    queries = rng.integers(0, resampled.shape[1], size=resampled.shape)
-    return float(np.take_along_axis(resampled, queries, axis=1).mean(1).std(ddof=1))
-
-
-def _resampled(predicted: DoubleArray, losses: DoubleArray, seed: int, draws: int) -> DoubleArray:
-    """Per-query Spearman [draws, q] of bootstrap samples of the subsets."""
-    rng = np.random.default_rng([seed, 1])
-    rows = rng.integers(0, len(losses), size=(draws, len(losses)))
-    return np.stack([_spearman(predicted[r], -losses[r]) for r in rows])
+def _summary(per_query: DoubleArray, resampled: DoubleArray, seed: int) -> tuple[float, float, float, float]:
+    """Mean over queries [q]; its error over queries, over subsets (``resampled`` [draws, q]), and over both."""
+    count = len(per_query)
+    over_queries = float(per_query.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    queries = np.random.default_rng([seed, 2]).integers(0, count, size=resampled.shape)
+    both = np.take_along_axis(resampled, queries, axis=1).mean(1)
+    return float(per_query.mean()), over_queries, float(resampled.mean(1).std(ddof=1)), float(both.std(ddof=1))
 
 
 def _ranks(values: DoubleArray) -> DoubleArray:
-    """Ranks along axis 0, ties at their average; [m, q]."""
+    """Ranks along axis 0, ties at their average; same shape."""
     below = (values[:, None] > values[None]).sum(1)
     equal = (values[:, None] == values[None]).sum(1)
     ranks: DoubleArray = below + (equal - 1) / 2.0
@@ -117,10 +116,10 @@ def _ranks(values: DoubleArray) -> DoubleArray:
 
 
 def _spearman(a: DoubleArray, b: DoubleArray) -> DoubleArray:
-    """Spearman's correlation along axis 0, [q]; 0 where a side is constant."""
+    """Spearman's correlation along axis 0, of what remains when both are broadcast; 0 where a side is constant."""
     x, y = (_ranks(v) - (len(v) - 1) / 2.0 for v in (a, b))
     scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
-    found: DoubleArray = np.divide((x * y).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    found: DoubleArray = np.divide((x * y).sum(0), scale, out=np.zeros(scale.shape), where=scale > 0)
     return found
 
 

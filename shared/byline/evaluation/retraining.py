@@ -192,6 +192,20 @@ class RetrainingStore:
             yield True
 
 
+def picture_likeness(device: str) -> Likeness:
+    """Cosine of EfficientNet features, pair by pair."""
+    from byline.features.efficientnet import EfficientNetLite0
+
+    encoder = EfficientNetLite0.load(device)
+
+    def likeness(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        x, y = (encoder.encode(list(part), [""] * len(part)).astype(np.float64) for part in (a, b))
+        found: np.ndarray[Any, np.dtype[np.float64]] = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+        return found
+
+    return likeness
+
+
 def _unit(image: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
 

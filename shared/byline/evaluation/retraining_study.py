@@ -267,6 +267,13 @@ class Study:
                     for n in range(len(self.prompts))]  # fmt: skip
         return [TeacherQuery(picture, prompt) for picture, (prompt, _) in zip(pictures, self.prompts, strict=True)]
 
+    def prompt_likeness(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Cosine [q, q] of the queries' prompts in the model's text encoding (mean over tokens, corpus mean out)."""
+        states = self.model().encode_prompts([p for p, _ in self.prompts]).mean(1).cpu()
+        centred = (states - self.training_set.states.mean((0, 1))).double().numpy()
+        unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.asarray(unit @ unit.T)
+
     # -- training and measuring --------------------------------------------------------------
 
     def new_unet(self) -> Any:

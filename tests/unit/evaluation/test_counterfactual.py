@@ -7,9 +7,11 @@ import pytest
 
 from byline.errors import LabelsNotUsable
 from byline.evaluation.counterfactual import (
+    SHARES,
     distant_groups,
     paired_difference,
     plan_arm,
+    plan_arms,
     relative_change,
     summarise_contrast,
     target_contrast,
@@ -58,3 +60,23 @@ def test_errors_are_those_of_a_mean_and_differences_are_paired() -> None:
     assert difference is not None
     assert (difference.mean, difference.error, set(difference.per_target)) == (1.0, 0.0, {1, 2})
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_an_early_stop_leaves_methods_that_can_be_compared() -> None:
+    rng = np.random.default_rng(1)
+    methods = {name: rng.standard_normal((30, 200)) for name in "abc"}
+    arms = plan_arms(methods, np.arange(200), np.eye(30))
+    assert [a.method for a in arms] == list("abc") * (len(arms) // 3)
+    for start in range(0, len(arms), 3):
+        assert len({(a.k, a.group, a.targets) for a in arms[start : start + 3]}) == 1
+    assert [a.k for a in arms if a.method == "a"][:4] == [2, 8, 8, 1]
+    for share in SHARES:
+        asked = [q for a in arms if a.method == "a" and a.k == share.count(200) for q in a.targets]
+        assert sorted(asked) == list(range(30))
+
+
+def test_few_queries_leave_some_for_the_contrast() -> None:
+    arms = plan_arms({"a": np.eye(4, 20)}, np.arange(20), np.eye(4))
+    assert max(len(a.targets) for a in arms) == 2
+    with pytest.raises(LabelsNotUsable, match="at least two"):
+        plan_arms({"a": np.eye(1, 20)}, np.arange(20), np.eye(1))

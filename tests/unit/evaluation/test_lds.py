@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from byline.errors import LabelsNotUsable
-from byline.evaluation.lds import compare_lds, predictions, score_lds
+from byline.evaluation.lds import judge_lds, predictions, score_lds
 
 RNG = np.random.default_rng(0)
 TAU = RNG.standard_normal((12, 60))
@@ -57,10 +57,19 @@ def test_spearman_agrees_with_a_plain_computation_where_there_are_ties() -> None
 
 def test_a_better_teacher_is_ahead_by_more_than_the_error() -> None:
     noisy = TAU + 2 * RNG.standard_normal(TAU.shape)
-    ahead = compare_lds(predictions(TAU, KEPT), predictions(noisy, KEPT), LOSSES)
-    assert ahead.mean > 2 * ahead.error > 0
-    same = compare_lds(predictions(TAU, KEPT), predictions(TAU, KEPT), LOSSES)
+    judged = judge_lds({"true": predictions(TAU, KEPT), "noisy": predictions(noisy, KEPT),
+                        "same": predictions(TAU, KEPT)}, LOSSES, reference="true")
+    lead, same = judged["noisy"].lead, judged["same"].lead
+    assert lead is not None and same is not None and judged["true"].lead is None
+    assert lead.mean > 2 * lead.error > 0
     assert (same.mean, same.error) == (0.0, 0.0)
+
+
+def test_judging_together_gives_what_judging_alone_gives() -> None:
+    noisy = predictions(TAU + RNG.standard_normal(TAU.shape), KEPT)
+    together = judge_lds({"a": predictions(TAU, KEPT), "b": noisy}, LOSSES)["b"]
+    alone = score_lds(noisy, LOSSES)
+    assert (together.mean, together.error_subsets, together.error) == (alone.mean, alone.error_subsets, alone.error)
 
 
 def test_too_few_retrainings_are_refused() -> None:
