@@ -6,10 +6,12 @@ whose whole confidence interval lies below the L-th largest lower bound is dropp
 to the full budget, so what is reported of the top rests on all draws.
 
 The bounds are made for very few replicates. A candidate's own variance from two or three numbers is
-worth little, so it is shrunk towards the variance pooled over the candidates still in (as limma does
-for genes; Smyth 2004), and Student's t has the degrees of freedom of both. Noise that candidates
-have in common (a shared scheme) moves all of them together and decides nothing: the mean over the
-candidates is taken out of every replicate before the variances are.
+worth little, so it is shrunk towards one pooled over the candidates still in (as limma does for
+genes; Smyth 2004), and Student's t has the degrees of freedom of both. The pooled one is the square
+of the mean standard deviation: the most influential candidates are several times noisier than the
+rest, and the mean of the variances would be theirs alone (measured: a race spends .47 of the budget
+instead of .59 for the same top). Noise that candidates have in common (a shared scheme) moves all of
+them together and decides nothing: the mean over the candidates is taken out of every replicate first.
 
 A pure function of the scores so far: whoever runs the same draws comes to the same decisions, so a
 killed race resumes. Stopping by a look at the data biases little here, and in a known direction: a
@@ -18,13 +20,15 @@ candidate dropped by bad luck keeps its low estimate, one kept by good luck gets
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: One-sided level of each bound: a candidate is dropped at about this confidence, one comparison at a time.
-CONFIDENCE = 0.95
+#: One-sided level of each of the two bounds that must not overlap. Two at .9 are about .965 for their difference
+#: (1.28 standard errors each against 1.81 of the difference, where both are equal); for one comparison, not for all.
+CONFIDENCE = 0.9
 #: Replicates every candidate gets before the first decision.
 FIRST = 2
 #: Degrees of freedom the pooled variance counts for beside a candidate's own.
@@ -40,6 +44,11 @@ def student_quantile(probability: float, degrees: float) -> float:
     return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
+def _mean_of_deviation(count: int) -> float:
+    """E[standard deviation of ``count`` normal numbers] / sigma: .798 for two, nearing one (c4 of control charts)."""
+    return math.sqrt(2 / (count - 1)) * math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
+
+
 def bounds(
     replicates: NDArray[np.float64], confidence: float = CONFIDENCE
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -53,7 +62,8 @@ def bounds(
     mean = centred.mean(axis=1)  # [o, n]
     own = centred.var(axis=1, ddof=1)
     degrees = POOLED_DEGREES + count - 1
-    variance = (POOLED_DEGREES * own.mean() + (count - 1) * own) / degrees
+    pooled = (np.sqrt(own).mean() / _mean_of_deviation(count)) ** 2
+    variance = (POOLED_DEGREES * pooled + (count - 1) * own) / degrees
     margin = student_quantile(confidence, degrees) * np.sqrt(variance / count)
     return (mean - margin).max(axis=0), (mean + margin).max(axis=0)
 

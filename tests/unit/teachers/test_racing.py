@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from byline.teachers.racing import bounds, still_in, student_quantile
+from byline.teachers.racing import CONFIDENCE, bounds, still_in, student_quantile
 
 #: Exact quantiles, from tables of Student's t.
 TABLE = [(0.95, 5, 2.0150), (0.95, 10, 1.8125), (0.975, 6, 2.4469), (0.99, 8, 2.8965), (0.95, 30, 1.6973)]
@@ -21,7 +21,7 @@ def field(seed: int, noise: float = 1.0, common: float = 0.0, n: int = 300, r: i
     return truth, values[None]
 
 
-def race(values: np.ndarray, top: int, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def race(values: np.ndarray, top: int, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
     """Means [n] as a race leaves them, and how many replicates each candidate got."""
     _, count, n = values.shape
     alive, runs = np.arange(n), np.zeros(n, dtype=int)
@@ -59,7 +59,7 @@ def test_candidates_of_the_true_top_are_dropped_no_more_often_than_the_level_say
     lost = total = 0
     for seed in range(60):
         truth, values = field(seed, noise=2.0)
-        _, runs = race(values, 20, confidence=0.95)
+        _, runs = race(values, 20)
         best = np.argsort(-truth)[:20]
         lost += int((runs[best] < 8).sum())
         total += 20
