@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
-from byline.errors import LabelsNotUsable, ReleaseChanged
+from byline.errors import BylineError, LabelsNotUsable, ReleaseChanged
 from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
 from byline.ranker.fit import FitConfig, FitReport, fit_head
@@ -30,8 +30,12 @@ from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
 from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
+from byline.releases.sketches import SketchParts
+from byline.telemetry import get_logger
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
 from services.trainer.schedule import start_warm
+
+log = get_logger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 #: Called with (what is being done, done, total).
@@ -67,6 +71,14 @@ class FeatureRows(Protocol):
 
     def of_queries(self, rankings: Sequence[LabelledQuery], progress: Callable[[int, int], None]) -> FloatArray:
         """[q, in] in the order of ``rankings``."""
+        ...
+
+
+class SketchRows(Protocol):
+    """Sketches of items, for the ESTIMATED tier; ``services.trainer.sketches.CorpusSketches`` is one."""
+
+    def of_items(self, items: Sequence[Item], progress: Callable[[int, int], None]) -> SketchParts | None:
+        """Of exactly these items; None if the model has no sketches."""
         ...
 
 
@@ -110,13 +122,15 @@ class _Labels:
 class Refresher:
     """Makes candidates for one model. Reads and writes Postgres, writes release directories."""
 
-    def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings) -> None:
+    def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings,
+                 sketches: SketchRows | None = None) -> None:
         self._catalog = CatalogStore(engine)
         self._rankings = RankingStore(engine)
         self._registry = ReleaseRegistry(engine)
         self._root = release_root
         self._features = features
         self._settings = settings
+        self._sketches = sketches
 
     def run_once(self, *, now: datetime, seed: int, progress: Progress = lambda what, done, total: None
                  ) -> RefreshOutcome:
@@ -133,6 +147,7 @@ class Refresher:
             len(splits.train) + len(splits.validation), record.manifest.labels.queries)
         fitted = self._fit(labels, seed, previous if warm else None, progress)
         report, decision = self._judge(labels, fitted, previous, seed)
+        sketches, why_not = self._sketched(items, progress)
         progress("build the release", 0, 1)
         directory = build_release(
             self._root, model_id=model.model_id, model_revision=model.revision, corpus_id=model.corpus_id,
@@ -140,7 +155,8 @@ class Refresher:
             item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=items,
             # No calibration yet: answers then come without probabilities, and nothing is called not attributable.
             calibrator={"kind": "none"},
-            metrics=_metrics(report, decision, fitted, labels, warm), parent=record.release_id if record else None,
+            metrics={**_metrics(report, decision, fitted, labels, warm), "sketches": {"left_out": why_not}},
+            parent=record.release_id if record else None, sketches=sketches,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
             created_at=now, git_sha=settings.git_sha,
@@ -175,6 +191,20 @@ class Refresher:
             splits, build(splits.train, LEARN), build(validation, JUDGE), build(held_out, JUDGE),
             build(held_out, LEARN).tau if disjoint else None, "test" if use_test else "validation",
         )
+
+    def _sketched(self, items: Sequence[Item], progress: Progress) -> tuple[SketchParts | None, str | None]:
+        """The release's sketches, or None and why it has none: a head is published without them, too."""
+        if self._sketches is None:
+            return None, "this trainer makes none"
+        try:
+            found = self._sketches.of_items(items, lambda done, total: progress("sketches of items", done, total))
+        except BylineError as error:
+            log.error("sketches_left_out", reason=error.reason, error=error.message)
+            return None, f"{error.reason}: {error.message}"
+        if found is None:
+            log.warning("sketches_left_out", reason="the model has none: fit them with `byline sketches fit`")
+            return None, "the model has none"
+        return found, None
 
     def _comparable_head(self, record: ReleaseRecord | None) -> Head | None:
         """The active head, if it takes the features this trainer makes."""

@@ -58,6 +58,8 @@ class ShownQuery:
     verified: Answer | None
     verified_seconds: float | None
     thumbnails: dict[int, bytes]
+    estimated: Answer | None = None
+    estimated_seconds: float | None = None
 
 
 def _image(png: bytes, alt: str) -> str:
@@ -75,13 +77,33 @@ def _source(one: Influence, thumbnail: bytes, score: str, share: float, move: st
 
 
 def _move(one: Influence) -> str:
-    """Where the verified item stood in the fast answer, as an arrow."""
-    if one.retrieved_rank is None or one.retrieved_rank == one.rank:
+    """Where the scored item stood in the fast answer, as an arrow."""
+    if one.retrieved_rank is None:
+        return '<span class="up" title="not among the fast answer’s 40">new</span>'
+    if one.retrieved_rank == one.rank:
         return ""
     up = one.retrieved_rank > one.rank
     sign = "▲ from " if up else "▼ from "
     kind = "up" if up else "down"
     return f'<span class="{kind}" title="fast rank {one.retrieved_rank}">{sign}{one.retrieved_rank}</span>'
+
+
+def _scored(query: ShownQuery, influences: Sequence[Influence], says: str) -> list[str]:
+    """A row of sources with τ, under a line that says how they were scored."""
+    peak = max((one.tau or 0.0 for one in influences), default=1.0) or 1.0
+    return [
+        f'<p class="tier">{says}</p>',
+        '<div class="row">',
+        *(
+            _source(
+                one, query.thumbnails[one.item_id],
+                f"{1e3 * (one.tau or 0):.2f} ± {1e3 * (one.standard_error or 0):.2f}",
+                (one.tau or 0) / peak, _move(one),
+            )
+            for one in influences
+        ),
+        "</div>",
+    ]  # fmt: skip
 
 
 def _query(query: ShownQuery, shown: int = 8) -> str:
@@ -97,24 +119,20 @@ def _query(query: ShownQuery, shown: int = 8) -> str:
         ),
         "</div>",
     ]
+    if query.estimated is not None:
+        rows += _scored(
+            query, query.estimated.influences[:shown],
+            f"<b>ESTIMATED</b> in {query.estimated_seconds or 0:.1f} s: the whole corpus, by one gradient of the query "
+            f"({query.estimated.draws} noise draws) against the sketches of all images. τ ± standard error of that "
+            "gradient, in thousandths of loss",
+        )  # fmt: skip
     if query.verified is not None:
-        slow = query.verified.influences[:shown]
-        peak = max((one.tau or 0.0 for one in slow), default=1.0) or 1.0
-        rows += [
-            f'<p class="tier"><b>VERIFIED</b> in {query.verified_seconds or 0:.0f} s: the same candidates, scored by '
+        rows += _scored(
+            query, query.verified.influences[:shown],
+            f"<b>VERIFIED</b> in {query.verified_seconds or 0:.0f} s: the fast answer’s candidates, scored by "
             f"unlearning the query ({query.verified.draws} noise draws an image). τ ± standard error, in "
-            "thousandths of loss; the arrow says from which fast rank the image came</p>",
-            '<div class="row">',
-            *(
-                _source(
-                    one, query.thumbnails[one.item_id],
-                    f"{1e3 * (one.tau or 0):.2f} ± {1e3 * (one.standard_error or 0):.2f}",
-                    (one.tau or 0) / peak, _move(one),
-                )
-                for one in slow
-            ),
-            "</div>",
-        ]  # fmt: skip
+            "thousandths of loss; the arrow says from which fast rank the image came",
+        )  # fmt: skip
     asked = (
         f'<div class="asked">{_image(query.image, query.prompt)}<div class="prompt">{escape(query.prompt)}</div></div>'
     )
@@ -143,6 +161,11 @@ def render(result: dict[str, Any], queries: Sequence[ShownQuery]) -> str:
     releases = result["releases"]
     figures = [
         (f"{latency['retrieved']:.0f} ms", "a fast answer, end to end over gRPC (median)"),
+        *(
+            [(f"{latency['estimated'] / 1000:.1f} s", "an estimated answer (sketches of the whole corpus)")]
+            if "estimated" in latency
+            else []
+        ),
         (f"{latency['verified'] / 1000:.0f} s", f"a verified answer ({result['verify']['candidates']} candidates)"),
         (f"{result['speedup']:,.0f}×", "fast against verified, same queries, this machine"),
         (

@@ -15,13 +15,14 @@ import torch
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db.session import make_engine, transaction
-from byline.errors import LabelsNotUsable
+from byline.errors import LabelsNotUsable, TeacherNotUsable
 from byline.ranker.head import load_head
 from byline.rankings.labelled import count_rankings
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.loader import load_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
+from byline.releases.sketches import SketchParts, section_of
 from services.trainer.__main__ import last_refresh
 from services.trainer.gate import GateLimits
 from services.trainer.refresh import Refresher, RefreshSettings
@@ -117,10 +118,29 @@ def _add(engine, world: World, split: str, numbers: range) -> None:
             store.add_ranking(connection, query, world.labels(prompt))
 
 
-def _refresher(engine, world: World, tmp_path: Path, **changes) -> Refresher:
+def _refresher(engine, world: World, tmp_path: Path, sketches=None, **changes) -> Refresher:
     settings = {"model_id": "toy", "teacher_family": "abu_plus_linear", "cutoff": 15, "limits": LIMITS, "epochs": 60,
                 "hidden": (48,), "out_dim": 32, **changes}
-    return Refresher(engine, tmp_path / "releases", ArithmeticFeatures(world), RefreshSettings(**settings))
+    return Refresher(
+        engine, tmp_path / "releases", ArithmeticFeatures(world), RefreshSettings(**settings), sketches
+    )
+
+
+class ArithmeticSketches:
+    """SketchRows that are the items' latent vectors; ``error`` is raised instead, ``gone`` means the model has none."""
+
+    def __init__(self, world: World, basis: Path, error: Exception | None = None, gone: bool = False) -> None:
+        self.world, self.basis, self.error, self.gone = world, basis, error, gone
+        basis.write_bytes(b"basis")
+
+    def of_items(self, items: Sequence[Item], progress) -> SketchParts | None:
+        if self.error is not None:
+            raise self.error
+        ids = np.array([item.item_id for item in items])
+        section = section_of(
+            teacher_id="sketch/1", dimensions=LATENT, selection="all", query_draws=8, fidelity={"map100": 0.9}
+        )
+        return None if self.gone else SketchParts(ids, self.world.items[ids].astype(np.float32), self.basis, section)
 
 
 def test_rankings_become_an_active_release_that_beats_raw_features(engine, world, tmp_path: Path):
@@ -224,3 +244,33 @@ def test_a_candidate_left_unjudged_by_a_kill_does_not_hold_up_the_next_refresh(
     later = NOW + timedelta(minutes=1)
     refresher.run_once(now=later, seed=0)
     assert last_refresh(registry, "toy") == LastRefresh(32, later)
+
+
+def test_a_release_carries_the_sketches_of_its_items_and_of_no_withdrawn_one(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    CatalogStore(engine).withdraw([7])
+    sketches = ArithmeticSketches(world, tmp_path / "basis")
+    outcome = _refresher(engine, world, tmp_path, sketches).run_once(now=NOW, seed=0)
+    record = ReleaseRegistry(engine).get(outcome.release_id)
+    release = load_release(record.directory, expected=record.manifest)
+    assert release.sketches is not None and release.sketches.index.ntotal == ITEMS - 1
+    assert 7 not in release.sketches.index.ids
+    assert record.manifest.sketches is not None and record.manifest.sketches.fidelity == {"map100": 0.9}
+    assert record.metrics["sketches"] == {"left_out": None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [({"gone": True}, "the model has none"), ({"error": TeacherNotUsable("no curvature")}, "TEACHER_NOT_USABLE")],
+)
+def test_without_sketches_a_head_is_published_all_the_same_and_the_release_says_why(
+    engine, world, tmp_path: Path, fault, says
+):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    sketches = ArithmeticSketches(world, tmp_path / "basis", **fault)
+    outcome = _refresher(engine, world, tmp_path, sketches).run_once(now=NOW, seed=0)
+    record = ReleaseRegistry(engine).get(outcome.release_id)
+    assert outcome.activated and record.manifest.sketches is None
+    assert record.metrics["sketches"]["left_out"].startswith(says)

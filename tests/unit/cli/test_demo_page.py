@@ -71,6 +71,19 @@ def test_an_unverified_query_shows_no_verified_row() -> None:
     assert "VERIFIED</b>" not in render(RESULT, [replace(shown(), verified=None, verified_seconds=None)])
 
 
+def test_an_estimate_stands_between_them_and_marks_what_only_it_found() -> None:
+    estimate = answer(
+        influence(3, 1, tau=0.02, standard_error=0.001, retrieved_rank=None),
+        influence(1, 2, tau=0.01, retrieved_rank=1),
+        tier="ESTIMATED",
+    )  # fmt: skip
+    query = replace(shown(), estimated=estimate, estimated_seconds=1.25, thumbnails={1: b"1", 2: b"2", 3: b"3"})
+    page = render({**RESULT, "latency_ms": {**RESULT["latency_ms"], "estimated": 1250.0}}, [query])
+    assert "<b>1.2 s</b>" in page and ">new</span>" in page
+    assert page.index("RETRIEVED</b>") < page.index("ESTIMATED</b>") < page.index("VERIFIED</b>")
+    assert "ESTIMATED" not in render(RESULT, [shown()])
+
+
 def test_the_best_head_is_the_one_marked_and_the_swap_is_told() -> None:
     page = render(RESULT, [shown()])
     assert '<tr class="best"><td>head of release r2</td><td class="n">0.500</td></tr>' in page
