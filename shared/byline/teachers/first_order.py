@@ -35,6 +35,7 @@ from byline.teachers.ranking import (
     ignore_progress,
     never_cancelled,
     summarise,
+    with_query_noise,
 )
 from byline.teachers.row_store import RowStore, digest_of
 
@@ -101,11 +102,13 @@ class AbuPlusLinear(NaturalGradientTeacher):
     ) -> list[Ranking]:
         """First-order tau of every candidate for every query, one pass over the candidates.
 
+        Errors and halves cover the noise of the query's gradient as well as the items' (``with_query_noise``).
         With ``store``, a directory, a killed pass goes on where it stopped (see ``replicates``).
         """
         if not queries:
             return []
-        directions = self.directions(queries, check=check)
+        halves = self.direction_halves(queries, check=check)
+        directions = {name: half.flatten(0, 1) for name, half in halves.items()}  # [2 q, rows, columns]
         flips = self.settings.flips
         orientations = (False,) if flips == "none" else (False, True)
         total = len(candidates) * len(orientations)
@@ -118,14 +121,15 @@ class AbuPlusLinear(NaturalGradientTeacher):
             place = None if store is None else store / ("tau-flipped.npy" if flipped else "tau.npy")
             found.append(self.replicates(directions, candidates, onward, check, store=place, flipped=flipped))
         ids = np.array([item.item_id for item in candidates], dtype=np.int64)
-        scores = [np.stack([f[:, :, q].T for f in found]) for q in range(len(queries))]  # [orientations, r, n]
-        return [
-            summarise(
-                s if flips != "none" else s[0], ids, self.settings.item_draws, self.teacher_id, candidate_set,
-                flips=flips,
-            )
-            for s in scores
-        ]  # fmt: skip
+        rankings = []
+        for q in range(len(queries)):
+            half = np.stack([[f[:, :, h * len(queries) + q].T for f in found] for h in (0, 1)])  # [2, o, r, n]
+            half = half[:, 0] if flips == "none" else half
+            mean = half.mean(0)
+            draws = self.settings.item_draws
+            ranking = summarise(mean, ids, draws, self.teacher_id, candidate_set, flips=flips)
+            rankings.append(with_query_noise(ranking, half, flips))
+        return rankings
 
     def replicates(
         self,

@@ -157,6 +157,25 @@ class NaturalGradientTeacher:
         gradients = query_gradients(self.model, self._layers, queries, self.settings, batch=self.batch, check=check)
         return self.curvature.precondition(gradients, self.settings.damping)
 
+    def direction_halves(
+        self, queries: Sequence[TeacherQuery], *, check: Check = never_cancelled
+    ) -> dict[str, torch.Tensor]:
+        """``directions`` from each of two disjoint halves of the query's draws, [2, q, rows, columns].
+
+        Their mean is ``directions``; their difference is what the query's own noise does to a score.
+        Raises TeacherNotUsable when the draws do not split into two halves (of antithetic pairs).
+        """
+        halves = {
+            n: torch.empty(2, len(queries), e.rows, e.columns, device=self.model.device)
+            for n, e in self._layers.items()
+        }
+        for place, block in query_blocks(
+            self.model, self._layers, queries, self.settings, batch=self.batch, replicates=2, check=check
+        ):
+            for name, half in halves.items():
+                half[:, place] = block.replicate_gradients(name).transpose(0, 1)
+        return self.curvature.precondition(halves, self.settings.damping)
+
     def direction(self, query: TeacherQuery) -> dict[str, torch.Tensor]:
         """The direction of one query, per layer [rows, columns]; see ``directions``."""
         return {name: found[0] for name, found in self.directions([query]).items()}

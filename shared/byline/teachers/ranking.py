@@ -7,7 +7,7 @@ which method made them or on how it was run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -114,6 +114,24 @@ def summarise(
         samples=samples.astype(np.int32),
         teacher_id=teacher_id,
         candidate_set=candidate_set,
+    )
+
+
+def with_query_noise(
+    ranking: Ranking, halves: NDArray[np.float64], flips: Literal["none", "max", "mean"] = "none"
+) -> Ranking:
+    """``ranking``, the mean over ``halves``, with what the noise of the query's own gradient adds to its errors.
+
+    ``halves``: the replicates ``summarise`` takes, once for each of two disjoint halves of the query's draws,
+    [2, r, n] or [2, 2, r, n] with flips. The two halves of tau then share no noise at all, neither the
+    items' nor the query's, and the error gains the standard error of the mean of two.
+    """
+    one, other = (summarise(h, ranking.item_ids, ranking.draws, "", "", flips=flips) for h in halves)
+    apart = (one.tau.astype(np.float64) - other.tau) / 2
+    return replace(
+        ranking,
+        tau_halves=np.stack([one.tau_halves[0], other.tau_halves[1]]),
+        standard_error=np.hypot(ranking.standard_error, apart).astype(np.float32),
     )
 
 

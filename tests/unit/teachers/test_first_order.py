@@ -221,3 +221,20 @@ def test_nothing_asked_is_nothing_answered(bench, linear) -> None:
     assert linear.score_many([], bench.items) == []
     assert len(linear.score(bench.query, []).tau) == 0
     linear.fit(bench.items)
+
+
+def test_the_two_halves_of_tau_share_neither_the_items_noise_nor_the_querys(bench) -> None:
+    teacher = AbuPlusLinear(bench.model, bench.curvature, bench.settings)
+    halves = teacher.direction_halves([bench.query])
+    whole = teacher.directions([bench.query])
+    ranking = teacher.score(bench.query, bench.items[:6])
+    for name, half in halves.items():
+        torch.testing.assert_close(half.mean(0), whole[name], rtol=1e-4, atol=1e-9)
+    for parity in (0, 1):
+        direction = {name: half[parity] for name, half in halves.items()}
+        scores = teacher.replicates(direction, bench.items[:6])[:, parity::2, 0].mean(1)
+        np.testing.assert_allclose(ranking.tau_halves[parity], scores, rtol=1e-4, atol=1e-9)
+    apart = np.abs(np.subtract(*(teacher.replicates({n: h[p] for n, h in halves.items()}, bench.items[:6])[:, :, 0]
+                                 .mean(1) for p in (0, 1)))) / 2
+    assert (ranking.standard_error >= apart * 0.999).all()
+    assert not np.allclose(apart, 0)
