@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from byline.errors import TeacherNotUsable
 from byline.teachers.curvature import Curvature, LayerFactors
@@ -115,6 +115,51 @@ def test_saved_factors_load_and_refuse_another_model_or_an_altered_file(bench, s
     file.write_bytes(raw)
     with pytest.raises(TeacherNotUsable, match="manifest"):
         Curvature.load(tmp_path, bench.model.revision)
+
+
+@pytest.mark.parametrize("count", [torch.tensor([7]), torch.tensor(7)])
+def test_a_folder_of_another_program_is_read_without_a_manifest(tmp_path: Path, count: torch.Tensor) -> None:
+    """The published layout, by hand: four files keyed by module name, a sum and how many it is over."""
+    generator = torch.Generator().manual_seed(0)
+    name = "down.attn2.to_k"
+    basis_a, basis_b = (torch.linalg.qr(torch.randn(n, n, generator=generator)).Q for n in (5, 3))
+    total = torch.rand(3, 5, generator=generator)
+    parts = {
+        "activation_eigenvectors": basis_a, "gradient_eigenvectors": basis_b, "lambda_matrix": total,
+        "num_lambda_processed": count,
+    }  # fmt: skip
+    for file, tensor in parts.items():
+        save_file({name: tensor.contiguous()}, tmp_path / f"{file}.safetensors")
+    with pytest.raises(TeacherNotUsable, match="selection must be given"):
+        Curvature.load(tmp_path, "r")
+    read = Curvature.load(tmp_path, "r", selection="cross_attention_kv")
+    assert (read.selection, read.model_revision, read.samples) == ("cross_attention_kv", "r", 7)
+    g = torch.randn(3, 5, generator=generator)
+    eigenvalues = total / 7
+    expected = basis_b @ ((basis_b.T @ g @ basis_a) / (eigenvalues + 0.1 * eigenvalues.mean())) @ basis_a.T
+    assert torch.allclose(read.precondition({name: g}, 0.1)[name], expected, rtol=1e-4)
+    save_file({name: total * 2}, tmp_path / "lambda_matrix.safetensors")
+    other = Curvature.load(tmp_path, "r", selection="cross_attention_kv")
+    assert other.name != read.name, "other factors, another teacher"
+    again = tmp_path / "again"
+    other.save(again)
+    assert Curvature.load(again, "r").name == other.name
+    save_file({name: total.bfloat16()}, tmp_path / "lambda_matrix.safetensors")
+    with pytest.raises(TeacherNotUsable, match="float32"):
+        Curvature.load(tmp_path, "r", selection="cross_attention_kv")
+    save_file({name: total.T.contiguous()}, tmp_path / "lambda_matrix.safetensors")
+    with pytest.raises(TeacherNotUsable, match="do not fit"):
+        Curvature.load(tmp_path, "r", selection="cross_attention_kv")
+
+
+def test_whitened_products_are_preconditioned_products(small) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {n: f.eigenvalues.shape for n, f in small.layers.items()}
+    g, h = ({n: torch.randn(shape, generator=generator) for n, shape in shapes.items()} for _ in range(2))
+    left, right, expected = small.whiten(g, 0.1), small.whiten(h, 0.1), small.precondition(g, 0.1)
+    for name in g:
+        scale = expected[name].norm() * h[name].norm()
+        assert ((left[name] * right[name]).sum() - (expected[name] * h[name]).sum()).abs() < 1e-4 * scale
 
 
 def test_curvature_of_an_earlier_checkpoint_is_fitted_again(bench, small, tmp_path: Path) -> None:
