@@ -7,7 +7,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo up down
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher up down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ chaos: setup ## Tests that kill processes in the middle of jobs
 
 demo: setup ## The whole path on real images; writes reports/demo/index.html
 	$(BIN)/byline demo
+
+bench-teacher: setup ## The teacher beside its published form: cost at equal agreement (25 minutes on one quiet core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_teacher
 
 up: setup ## Start servers and services in the background (state in .byline/)
 	$(BIN)/byline up

@@ -47,10 +47,10 @@ class BenchSize:
     budget for an item and the largest of ours.
     """
 
-    corpus_sizes: tuple[int, ...] = (300, 600, 1200)
+    corpus_sizes: tuple[int, ...] = (250, 500, 1000)
     query_counts: tuple[int, ...] = (1, 8, 40, 200)
-    growth_items: int = 60
-    agreement_items: int = 300
+    growth_items: int = 50
+    agreement_items: int = 250
     agreement_queries: int = 4
     single_queries: int = 2
     draws: int = 64
@@ -96,6 +96,11 @@ class Bench:
             self.corpus_size, query_draws=max(self.size.our_query_draws), item_draws=self.size.draws, seed=self.seed,
             noise="shared", antithetic=self.antithetic,
         )  # fmt: skip
+
+    @property
+    def variant(self) -> str:
+        """What tells our steps of this run from those of another over the same published ones."""
+        return "-antithetic" * self.antithetic + "-bfloat16" * self.autocast
 
     @property
     def reference(self) -> UnlearningSettings:
@@ -151,12 +156,15 @@ class Findings:
 def measure_reference(bench: Bench) -> tuple[Scores, Scores]:
     """The reference, and a first-order teacher of the same noise family but our largest budget: [q, n] each."""
 
+    def plain(settings: UnlearningSettings) -> AbuPlusLinear:
+        return AbuPlusLinear(bench.model, bench.curvature, settings, bench.batch)
+
     def work() -> Step:
         queries, items = bench.judged
-        teacher = bench.linear(bench.reference)
+        teacher = plain(bench.reference)
         with measured(bench.model) as cost:
             wide = teacher.directions(queries)
-            narrow = bench.linear(replace(bench.reference, query_draws=bench.ours.query_draws)).directions(queries)
+            narrow = plain(replace(bench.reference, query_draws=bench.ours.query_draws)).directions(queries)
             stacked = {name: torch.cat([wide[name], narrow[name]]) for name in wide}
             found = teacher.replicates(stacked, items)  # [n, r, 2 q]
         count = found.shape[1] * bench.size.draws // bench.size.reference_draws
@@ -223,7 +231,7 @@ def measure_budgets(bench: Bench, reference: Scores, other: Scores, findings: Fi
             replicates = bench.linear(bench.ours).replicates(stacked, items)  # [n, r, budgets * q]
         return [_row("budgets", bench.ours, len(items), len(queries), cost)], {"replicates": replicates}
 
-    rows, arrays = bench.run("budgets", work)
+    rows, arrays = bench.run(f"budgets{bench.variant}", work)
     findings.rows += rows
     replicates = arrays["replicates"]
     count = replicates.shape[1]
@@ -299,7 +307,7 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
             rows.append(row)
         return rows, {"tau": tau}
 
-    findings.rows += bench.run("many", work)[0]
+    findings.rows += bench.run(f"many{bench.variant}", work)[0]
 
 
 def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: Scores, findings: Findings) -> None:
@@ -331,9 +339,9 @@ def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: 
         return [row], {"tau": tau}
 
     # The gate is between forms of one budget, the largest; the race is run at the budget of equal agreement.
-    rows, exact = bench.run("exact", lambda: one("exact", bench.ours))
+    rows, exact = bench.run(f"exact{bench.variant}", lambda: one("exact", bench.ours))
     findings.rows += rows
-    findings.rows += bench.run("exact-racing", lambda: one("exact_racing", racing))[0]
+    findings.rows += bench.run(f"exact-racing{bench.variant}", lambda: one("exact_racing", racing))[0]
     findings.figures["gate"] = agreement(first_order[:count], exact["tau"])
     findings.figures["self"] = agreement(other[:count], exact["tau"])
 
