@@ -102,9 +102,12 @@ def write_snapshot(path: Path, header: SnapshotHeader, queries: Sequence[Snapsho
     arrays["standard_error"], arrays["standard_error_scale"] = _pack([query.standard_error for query in queries])
     halves = [query.tau_halves.ravel() for query in queries if query.tau_halves is not None]
     arrays["tau_halves"], arrays["tau_halves_scale"] = _pack(halves)
-    unequal = [query.samples for query, entry in zip(queries, entries, strict=True) if entry.get("samples") == "array"]
+    unequal = [
+        query.samples.astype("<i4") for query, entry in zip(queries, entries, strict=True)
+        if query.samples is not None and entry["samples"] == "array"
+    ]  # fmt: skip
     if unequal:
-        arrays["samples"] = np.concatenate(unequal).astype("<i4")
+        arrays["samples"] = np.concatenate(unequal)
     path.mkdir(parents=True, exist_ok=True)
     save_file(arrays, str(path / ARRAYS))
     document = {"format": FORMAT, **asdict(header), "queries": entries,

@@ -220,15 +220,16 @@ class AbuPlus(NaturalGradientTeacher):
         alive = np.arange(len(items))
         rounds = [range(r, r + 1) for r in range(count)] if top else [range(count)]
         for replicates in rounds:
-            entered = [items[i] for i in alive]
+            entered = [items[i] for i in alive.tolist()]
             cells = self._cells(entered, replicates)
             # Those dropped are done; the others have this share of their replicates behind them.
             gone, share = len(items) - len(alive), 1 / (len(self._orientations) * count)
             behind = gone + len(alive) * replicates.start / count
-            before, after = self._losses(
-                cells, edited, unfinished, check,
-                lambda done, b=behind, s=share: progress(int(b + done * s), len(items)),
-            )  # fmt: skip
+
+            def measured(done: int, behind: float = behind, share: float = share) -> None:
+                progress(int(behind + done * share), len(items))
+
+            before, after = self._losses(cells, edited, unfinished, check, measured)
             rise = after - before
             if self.settings.aggregation == "skew":
                 rise = rise / (after + before)
@@ -269,10 +270,10 @@ class AbuPlus(NaturalGradientTeacher):
         done = int((has_before & has_after).sum())
         for wants_before, wants_after in ((True, True), (False, True), (True, False)):
             group = np.flatnonzero((has_before != wants_before) & (has_after != wants_after))
+            weights: list[Mapping[str, torch.Tensor]] = [{}] * wants_before + [edited or {}] * wants_after
             for start in range(0, len(group), self._measured.cells_per_call):
                 check()
-                rows = group[start : start + self._measured.cells_per_call]
-                weights = [{}] * wants_before + [edited or {}] * wants_after
+                rows = group[start : start + self._measured.cells_per_call].tolist()
                 found = list(self._measured.measure([cells[row] for row in rows], weights))
                 names = [keys[row] for row in rows]
                 if wants_before:

@@ -62,7 +62,7 @@ class LossMemory:
         """See ``LossStore``."""
         known = np.array([cell in self._rows for cell in cells], dtype=bool)
         losses = np.full((len(cells), self._width), np.nan)
-        for row in np.flatnonzero(known):
+        for row in np.flatnonzero(known).tolist():
             losses[row] = self._rows[cells[row]]
         return losses, known
 
