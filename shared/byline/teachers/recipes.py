@@ -17,7 +17,7 @@ from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.curvature_fit import fit_curvature
 from byline.teachers.diagonal_fisher import DiagonalFisher, fit_diagonal_fisher
-from byline.teachers.files import TeacherFiles, curvature_name, fisher_name
+from byline.teachers.files import SKETCHES, TeacherFiles, curvature_name, fisher_name
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.item_gradients import Objective
 from byline.teachers.layers import SELECTIONS
@@ -25,7 +25,11 @@ from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.preconditioner import NoCurvature, Preconditioner
 from byline.teachers.projected import ProjectedGradientTeacher
 from byline.teachers.ranking import Check, Progress, Teacher, TeacherItem
+from byline.teachers.row_store import digest_of
 from byline.teachers.similarity import PIXELS, SimilarityTeacher
+from byline.teachers.sketch import SketchTeacher
+from byline.teachers.sketch_fit import fit_sketches
+from byline.teachers.sketch_set import SketchSet
 from byline.teachers.sparse_projection import SparseProjection
 
 Corpus = Sequence[TeacherItem]
@@ -36,12 +40,14 @@ class Fitting:
     """How much a fit may cost.
 
     ``samples`` (timestep, noise) draws of a curvature, from ``seed``; ``dimensions`` of the random projection of
-    ``trak`` and ``d_trak``.
+    ``trak`` and ``d_trak``; ``sketch_dimensions`` of sketches, kept out of ``sketch_coordinates``.
     """
 
     samples: int = 4096
     seed: int = 0
     dimensions: int = 2048
+    sketch_dimensions: int = 512
+    sketch_coordinates: int = 16384
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,45 @@ def _projected(method: str, objective: Objective) -> Recipe:
     return Recipe(build, fit)
 
 
+def _sketch_set(order: Order) -> SketchSet | None:
+    """The sketches of the selection: those under its own name, else what the model came with, if it fits."""
+    for name in (f"{SKETCHES}-{order.selection}", SKETCHES):
+        directory = order.files.find(name, order.model.revision)
+        if directory is not None:
+            found = SketchSet.load(directory, order.model.revision)
+            if found.basis.selection == order.selection:
+                return found
+    return None
+
+
+def _build_sketch(order: Order) -> Teacher | None:
+    """Settings are those the sketches were fitted under, but for the query's draws (see ``SketchTeacher``)."""
+    curvature = ekfac(order)
+    known = _sketch_set(order) if curvature is not None else None
+    if curvature is None or known is None:
+        return None
+    return SketchTeacher(order.model, curvature, known.basis, known, query_draws=order.settings.query_draws)
+
+
+def _fit_sketch(order: Order, corpus: Corpus, progress: Progress, check: Check) -> None:
+    """Curvature, then one gradient pass over the corpus; either resumes."""
+    fit_ekfac(order, corpus, progress, check)
+    curvature = ekfac(order)
+    if curvature is None or _sketch_set(order) is not None:
+        return
+    name = f"{SKETCHES}-{order.selection}"
+    teacher = AbuPlusLinear(order.model, curvature, order.settings)
+    # What a killed fit left is of these settings and items only.
+    unfinished = f"{name}-{digest_of(f'{teacher.teacher_id}/{order.fitting}', corpus, {})[:12]}"
+    fitted = fit_sketches(
+        teacher, corpus, dimensions=order.fitting.sketch_dimensions, coordinates=order.fitting.sketch_coordinates,
+        store=order.files.scratch(unfinished), seed=order.fitting.seed, progress=progress, check=check,
+    )  # fmt: skip
+    with order.files.publishing(name, order.model.revision) as directory:
+        fitted.save(directory)
+    order.files.clear_scratch(unfinished)
+
+
 def _similarity(encoder: str) -> Recipe:
     return Recipe(lambda order: SimilarityTeacher(encoder, order.model), _nothing)
 
@@ -201,6 +246,7 @@ TEACHERS: dict[str, Recipe] = {
     "abu": _exact(Abu, diagonal, fit_diagonal),
     "abu_linear": _linear(AbuLinear, diagonal, fit_diagonal),
     "gradient_linear": _linear(GradientLinear, _plain, _nothing),
+    "sketch": Recipe(_build_sketch, _fit_sketch),
     "trak": _projected("trak", "denoising"),
     "d_trak": _projected("d_trak", "output_norm"),
     **{f"similarity:{name}": _similarity(name) for name in (*ENCODERS, PIXELS)},

@@ -10,7 +10,7 @@ from byline.teachers.files import TeacherFiles
 from byline.teachers.layers import SELECTIONS
 from byline.teachers.registry import TEACHERS, Fitting, UnfittedTeacher, load_ready_teacher, load_teacher
 
-FITTING = Fitting(samples=64, dimensions=128)
+FITTING = Fitting(samples=64, dimensions=128, sketch_dimensions=16, sketch_coordinates=256)
 #: Their weights are downloaded by name, which a test must not do; ``features`` tests them from a folder.
 DOWNLOADED = {f"similarity:{name}" for name in FAMILIES}
 
