@@ -75,7 +75,7 @@ class CurvatureFit:
         found = hashlib.sha256(repr(settings).encode())
         for tensor in (self.latents, self.states):
             found.update(repr(tuple(tensor.shape)).encode())
-            found.update(tensor.detach().cpu().contiguous().numpy())
+            found.update(tensor.detach().cpu().contiguous().numpy().data)
         return found.hexdigest()[:12]
 
 
@@ -276,8 +276,8 @@ def _drawn(fit: CurvatureFit, rows: range, key: str) -> tuple[torch.Tensor, ...]
     order = torch.randperm(len(fit.latents), generator=torch.Generator().manual_seed(fit.seed))
     chosen = order[torch.tensor(rows) % len(fit.latents)]
     drawn = [draw(fit.seed, row, fit.samples, fit.model, key) for row in rows]
-    timesteps = torch.tensor([d[0] for d in drawn])
-    noise, xi = (torch.stack([d[k] for d in drawn]) for k in (1, 2))
+    timesteps = torch.tensor([timestep for timestep, _, _ in drawn])
+    noise, xi = torch.stack([noise for _, noise, _ in drawn]), torch.stack([xi for _, _, xi in drawn])
     return tuple(t.to(device) for t in (fit.latents[chosen], fit.states[chosen], timesteps, noise, xi))
 
 
