@@ -88,6 +88,8 @@ class Encoding:
         from byline.diffusion.model import DiffusionModel
         from byline.features import load_extractor
         from byline.rankings.features import LabelFeatures
+        from byline.teachers.files import TeacherFiles
+        from services.trainer.sketches import CorpusSketches
 
         settings = self._settings
         torch.set_num_threads(settings.torch_threads)
@@ -95,8 +97,13 @@ class Encoding:
         needs_model = "denoiser" in settings.feature_spec.split("+")
         model = DiffusionModel.load(record.directory, settings.device) if needs_model else None
         extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
-        features = LabelFeatures(extractor, BlobStore(settings.blob_dir), settings.cache_dir, record.corpus_id)
-        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings))
+        blobs = BlobStore(settings.blob_dir)
+        features = LabelFeatures(extractor, blobs, settings.cache_dir, record.corpus_id)
+        sketches = CorpusSketches(
+            TeacherFiles.beside(record.directory, settings.cache_dir, record.revision), record.revision, blobs,
+            lambda: model or DiffusionModel.load(record.directory, settings.device),
+        )
+        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

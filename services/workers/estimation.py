@@ -131,7 +131,7 @@ class EstimateStage:
         beat.progress(0, self._draws)
         query = TeacherQuery(decode_image(self._blobs.get(image_sha256)), job.prompt)
         decoded = self._clock()
-        teacher = self._bench.sketch_teacher(sketches.basis, self._draws)
+        teacher = self._bench.sketch_teacher(sketches.basis, self._draws, check=beat.check)
         loaded = self._clock()
         sketch = teacher.query_sketch(query, check=beat.check)  # [replicates, d]
         sketched = self._clock()

@@ -8,7 +8,7 @@ same stop and cancel checks as any other work, and two workers may do it at once
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, InvalidRequest, ModelMismatch, TeacherNotUsable
 from byline.teachers import Teacher, TeacherItem
 from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles
+from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.registry import Fitting, load_ready_teacher
+from byline.teachers.sketch import SketchTeacher
+from byline.teachers.sketch_basis import SketchBasis
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
+
+#: Releases of which a teacher for their sketches is kept: the active one and the one before.
+KEPT_SKETCHERS = 2
 
 
 class TeacherBench:
@@ -51,6 +57,7 @@ class TeacherBench:
         self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
         self._teachers: dict[tuple[str, str, UnlearningSettings], Teacher] = {}
+        self._sketchers: dict[tuple[Path, int], SketchTeacher] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
 
@@ -118,6 +125,26 @@ class TeacherBench:
             )  # fmt: skip
             log.info("teacher_ready", teacher=self._teachers[key].teacher_id)
         return self._teachers[key]
+
+    def sketch_teacher(self, basis: Path, draws: int, *, check: Callable[[], None] = lambda: None) -> SketchTeacher:
+        """The teacher of a release's sketches, with ``draws`` noise draws of a query; ``basis`` is the release's file.
+
+        Raises TeacherNotUsable for a basis of another model or curvature, and what ``teacher`` raises.
+        """
+        key = (basis, draws)
+        if key not in self._sketchers:
+            found = SketchBasis.load(basis, self.model.revision)
+            linear = self.teacher(
+                "abu_plus_linear", found.settings.item_draws, check=check,
+                overrides={**asdict(found.settings), "selection": found.selection},
+            )  # fmt: skip
+            if not isinstance(linear, AbuPlusLinear):
+                raise TeacherNotUsable("abu_plus_linear is not the teacher sketches are made by")
+            while len(self._sketchers) >= KEPT_SKETCHERS:
+                del self._sketchers[next(iter(self._sketchers))]
+            self._sketchers[key] = SketchTeacher(self.model, linear.curvature, found, query_draws=draws)
+            log.info("teacher_ready", teacher=self._sketchers[key].teacher_id)
+        return self._sketchers[key]
 
     def _settings(self, draws: int, overrides: dict[str, Any]) -> UnlearningSettings:
         if "corpus_size" in overrides:
