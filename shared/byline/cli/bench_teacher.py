@@ -17,34 +17,35 @@ import json
 import logging
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from byline.diffusion.model import DiffusionModel
-from byline.evaluation.bench_memory import MemoryTask, peak_megabytes
-from byline.evaluation.bench_rows import RowFile
+from byline.evaluation.bench_memory import Form, MemoryTask, peak_megabytes
+from byline.evaluation.bench_plan import SIZES, Bench, BenchSize, Findings
+from byline.evaluation.bench_rows import RowFile, Step
 from byline.evaluation.bench_teacher import (
-    SIZES,
-    Bench,
-    Findings,
     choose,
     measure_budgets,
     measure_many,
     measure_published,
     measure_reference,
     measure_single,
+    measure_sketches,
 )
 from byline.evaluation.bench_teacher_report import draw, figures
 from byline.evaluation.corpus_file import read_corpus
 from byline.evaluation.result_file import git_commit, write_result
 from byline.rankings.snapshot import read_snapshot
 from byline.teachers.curvature import Curvature
+from byline.teachers.files import is_fitted
+from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.ranking import TeacherQuery
 
 log = logging.getLogger("bench-teacher")
@@ -56,12 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     a = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(a.threads)
-    started = time.monotonic()
     model = DiffusionModel.load(a.model, a.device)
     items = read_corpus(a.corpus)
     snapshot = read_snapshot(a.labels)[1]
     shuffle = np.random.default_rng(a.seed)
-    size = replace(SIZES[a.size], **{k: tuple(v) for k, v in _overrides(a).items()})
+    size = _size(a)
     chosen = [items[i] for i in shuffle.permutation(len(items))[: max(size.corpus_sizes)]]
     asked = [snapshot[i] for i in shuffle.permutation(len(snapshot))[: max(size.query_counts)]]
     queries = [TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt) for q in asked]
@@ -70,20 +70,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "threads": a.threads, "device": a.device}  # fmt: skip
     # Our own options name our steps instead: the published form and the reference are measured once for all of them.
     common = {name: value for name, value in settings.items() if name not in ("antithetic", "bfloat16")}
-    digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:8]
+    identity = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
+    for item in chosen:
+        identity.update(f"\0{item.item_id}".encode())
+    for query in asked:
+        identity.update(f"\0{query.prompt}\0".encode() + query.image)
+    digest = identity.hexdigest()[:8]
     folder = a.out / f"teacher-{digest}"
+    sketches = a.model / "sketches"
     if a.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     log.info("steps are kept in %s", folder)
     bench = Bench(
         model, Curvature.load(a.model / "curvature", model.revision), a.model / "curvature", chosen, queries,
         len(items), size, RowFile(folder), a.seed, a.batch, a.antithetic, a.bfloat16, a.images_per_batch,
+        sketches if is_fitted(sketches, model.revision) else None,
     )  # fmt: skip
     result = measure(bench) | {"settings": settings}
     path = a.out / "teacher.json"
     write_result(
         path, result, command="make bench-teacher" if argv is None and len(sys.argv) == 1 else _command(a),
-        seconds=time.monotonic() - started, commit=git_commit(ROOT), seed=a.seed,
+        seconds=bench.rows.seconds, commit=git_commit(ROOT), seed=a.seed,
     )  # fmt: skip
     drawn = draw(result, path.with_suffix(".png"))
     log.info("wrote %s%s", path, "" if drawn else "; no figure, as matplotlib is not installed")
@@ -98,6 +105,7 @@ def measure(bench: Bench) -> dict[str, object]:
     choose(bench, findings, 1.0)
     measure_many(bench, reference, findings)
     measure_single(bench, reference, whole[bench.ours.query_draws], other, findings)
+    measure_sketches(bench, reference, findings)
     peaks = measure_memory(bench)
     result = figures(findings.rows, findings.published, findings.table, bench.corpus_size)
     return result | findings.figures | {"peak_memory_mb": peaks}
@@ -110,19 +118,19 @@ def measure_memory(bench: Bench) -> dict[str, float]:
     count, few = bench.size.memory_items, bench.size.query_counts[-1]
     small = replace(bench.ours, query_draws=16, item_draws=16)
     published = replace(bench.published, query_draws=bench.batch)
-    cases = {
+    cases: dict[str, tuple[Form, int, UnlearningSettings]] = {
         "published": ("published", 1, small), "exact": ("exact", 1, replace(small, query_draws=bench.batch)),
         "first_order_1_query": ("first_order", 1, replace(small, query_draws=bench.batch)),
         f"first_order_{few}_queries": ("first_order", few, small),
     }  # fmt: skip
 
-    def work() -> tuple[list[dict[str, object]], dict[str, object]]:
-        rows = []
+    def work() -> Step:
+        rows: list[dict[str, Any]] = []
         for name, (form, queries, settings) in cases.items():
             task = MemoryTask(
                 form, bench.model.directory, bench.factors, settings, published, bench.items[:count],
                 bench.queries[:queries], bench.batch, bench.model.device,
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
             rows.append({"form": name, "peak_memory_mb": round(peak_megabytes(task), 1)})
         return rows, {}
 
@@ -150,9 +158,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _overrides(a: argparse.Namespace) -> dict[str, list[int]]:
-    found = {"corpus_sizes": a.corpus_sizes, "query_counts": a.query_counts}
-    return {name: value for name, value in found.items() if value}
+def _size(a: argparse.Namespace) -> BenchSize:
+    size = SIZES[a.size]
+    return replace(
+        size, corpus_sizes=tuple(a.corpus_sizes or size.corpus_sizes),
+        query_counts=tuple(a.query_counts or size.query_counts),
+    )  # fmt: skip
 
 
 def _command(a: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class RowFile:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "rows.jsonl"
         self._done: dict[str, list[dict[str, Any]]] = {}
+        self._seconds: dict[str, float] = {}
         if self._path.exists():
             for line in self._path.read_text().splitlines():
                 try:
@@ -35,19 +37,27 @@ class RowFile:
                 except ValueError:
                     continue
                 self._done[entry["step"]] = entry["rows"]
+                self._seconds[entry["step"]] = entry["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all steps that are done, whichever process ran them."""
+        return sum(self._seconds.values())
 
     def once(self, name: str, run: Callable[[], Step]) -> tuple[list[dict[str, Any]], dict[str, npt.NDArray[Any]]]:
         """Rows and arrays of the step ``name``: as they were kept, or by running it now."""
         arrays = self.directory / f"{name}.npz"
         if name not in self._done:
+            started = time.monotonic()
             rows, made = run()
+            self._seconds[name] = time.monotonic() - started
             partial = arrays.with_suffix(".partial")
             with partial.open("wb") as file:
-                np.savez(file, **dict(made))
+                np.savez(file, **{name: np.asarray(array) for name, array in made.items()})  # type: ignore[arg-type]
             partial.replace(arrays)
             with self._path.open("a") as lines:
                 # Begins with a line break, in case a kill left half a line.
-                lines.write("\n" + json.dumps({"step": name, "rows": rows}) + "\n")
+                lines.write("\n" + json.dumps({"step": name, "seconds": self._seconds[name], "rows": rows}) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())
             self._done[name] = json.loads(json.dumps(rows))

@@ -16,141 +16,27 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from byline.diffusion.model import DiffusionModel
-from byline.evaluation.bench_agreement import Choice, Scores, agreement, cheapest, evenly
-from byline.evaluation.bench_clock import Cost, forwards_per_second, measured
-from byline.evaluation.bench_rows import RowFile, Step
-from byline.evaluation.published_teacher import PublishedSettings, PublishedTeacher
+from byline.evaluation.bench_agreement import Scores, agreement, cheapest, evenly
+from byline.evaluation.bench_clock import Cost, measured
+from byline.evaluation.bench_plan import Bench, Findings, common_chunk, cost_row, published_row
+from byline.evaluation.bench_rows import Step
+from byline.evaluation.published_teacher import PublishedTeacher
 from byline.teachers.abu_plus import AbuPlus
-from byline.teachers.curvature import Curvature
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.natural_gradient import UnlearningSettings
-from byline.teachers.ranking import TeacherItem, TeacherQuery
+from byline.teachers.ranking import TeacherQuery
+from byline.teachers.sketch import SketchTeacher
+from byline.teachers.sketch_fit import fit_sketches
+from byline.teachers.sketch_set import SketchSet
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BenchSize:
-    """How much is measured.
-
-    Agreement is judged on ``agreement_queries`` queries over the first ``agreement_items`` items. ``corpus_sizes``
-    and ``query_counts`` show the growth, the latter over ``growth_items`` items. ``draws`` is the published form's
-    budget for an item and the largest of ours.
-    """
-
-    corpus_sizes: tuple[int, ...] = (250, 500, 1000)
-    query_counts: tuple[int, ...] = (1, 8, 40, 200)
-    growth_items: int = 50
-    agreement_items: int = 250
-    agreement_queries: int = 4
-    single_queries: int = 2
-    draws: int = 64
-    reference_draws: int = 128
-    reference_query_draws: int = 1024
-    published_query_draws: int = 1024
-    our_query_draws: tuple[int, ...] = (64, 128, 256, 512)
-    memory_items: int = 128
-
-
-SIZES = {
-    "tiny": BenchSize((8, 12), (1, 3), 4, 8, 3, 1, 16, 32, 32, 16, (8, 16), 0),
-    "default": BenchSize(),
-    "large": BenchSize((500, 1000, 2000), agreement_items=500, agreement_queries=8, reference_draws=256),
-}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all steps share. ``items`` and ``queries`` are already in the order in which they are used.
-
-    ``corpus_size`` is N of the step 1 / N: that of the whole corpus, whatever part of it is scored.
-    """
-
-    model: DiffusionModel
-    curvature: Curvature
-    factors: Path
-    items: list[TeacherItem]
-    queries: list[TeacherQuery]
-    corpus_size: int
-    size: BenchSize
-    rows: RowFile
-    seed: int = 0
-    batch: int = 128
-    antithetic: bool = False
-    autocast: bool = False
-    images_per_batch: int = 2
-
-    @property
-    def ours(self) -> UnlearningSettings:
-        """Our settings at the largest budgets: one noise set for all items."""
-        return UnlearningSettings(
-            self.corpus_size, query_draws=max(self.size.our_query_draws), item_draws=self.size.draws, seed=self.seed,
-            noise="shared", antithetic=self.antithetic,
-        )  # fmt: skip
-
-    @property
-    def variant(self) -> str:
-        """What tells our steps of this run from those of another over the same published ones."""
-        return "-antithetic" * self.antithetic + "-bfloat16" * self.autocast
-
-    @property
-    def reference(self) -> UnlearningSettings:
-        """The reference's: noise of its own seed, for every item its own, no common draws."""
-        return UnlearningSettings(
-            self.corpus_size, query_draws=self.size.reference_query_draws, item_draws=self.size.reference_draws,
-            seed=self.seed + 1000,
-        )  # fmt: skip
-
-    @property
-    def published(self) -> PublishedSettings:
-        """The published form's."""
-        return PublishedSettings(
-            self.size.published_query_draws, self.size.draws, images_per_batch=self.images_per_batch,
-            query_batch=self.batch, seed=self.seed + 2000,
-        )  # fmt: skip
-
-    @property
-    def judged(self) -> tuple[list[TeacherQuery], list[TeacherItem]]:
-        """Queries and items on which agreement is measured."""
-        return self.queries[: self.size.agreement_queries], self.items[: self.size.agreement_items]
-
-    def linear(self, settings: UnlearningSettings) -> AbuPlusLinear:
-        """The first-order form."""
-        return AbuPlusLinear(self.model, self.curvature, settings, self.batch, autocast=self.autocast)
-
-    def run(self, name: str, work: Callable[[], Step]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A step, kept; its rows also say how fast the machine was before and after."""
-
-        def with_yardstick() -> Step:
-            before = forwards_per_second(self.model, self.batch)
-            rows, arrays = work()
-            speed = (before + forwards_per_second(self.model, self.batch)) / 2
-            return [row | {"forwards_per_second": round(speed, 1)} for row in rows], arrays
-
-        rows, arrays = self.rows.once(name, with_yardstick)
-        for row in rows:
-            log.info("%s: %s", name, {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-        return rows, arrays
-
-
-@dataclass
-class Findings:
-    """What the steps left for the report. Scores are [q, n] over the judged queries and items."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    table: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
-    published: dict[int, dict[str, float]] = field(default_factory=dict)
-    choices: dict[str, Choice] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def measure_reference(bench: Bench) -> tuple[Scores, Scores]:
@@ -170,7 +56,7 @@ def measure_reference(bench: Bench) -> tuple[Scores, Scores]:
         count = found.shape[1] * bench.size.draws // bench.size.reference_draws
         tau = found[:, :, : len(queries)].mean(1).T
         other = found[:, evenly(found.shape[1], count), len(queries) :].mean(1).T
-        return [_row("reference", bench.reference, len(items), len(queries), cost)], {"tau": tau, "other": other}
+        return [cost_row("reference", bench.reference, len(items), len(queries), cost)], {"tau": tau, "other": other}
 
     _, arrays = bench.run("reference", work)
     return arrays["tau"], arrays["other"]
@@ -188,7 +74,7 @@ def measure_published(bench: Bench, reference: Scores, findings: Findings) -> No
         step = exact.calibrate(teacher.direction(teacher.query_gradient(queries[0])), queries[0])
         with measured(bench.model) as cost:
             losses = teacher.losses(*prepared)
-        row = _published_row("published baselines", bench, len(items), 1, cost) | {"step": step}
+        row = published_row("published baselines", bench, len(items), 1, cost) | {"step": step}
         return [row], {"losses": losses.numpy(), "step": np.array(step)}
 
     rows, before = bench.run("published-baselines", baselines)
@@ -202,7 +88,7 @@ def measure_published(bench: Bench, reference: Scores, findings: Findings) -> No
                     scores = teacher.score(query, prepared, torch.from_numpy(before["losses"]), float(before["step"]))
             finally:
                 teacher.restore()
-            row = _published_row("published", bench, len(items), 1, cost) | {"breakdown": scores.seconds}
+            row = published_row("published", bench, len(items), 1, cost) | {"breakdown": scores.seconds}
             return [row], {"rises": scores.rises.numpy()}
 
         rows, arrays = bench.run(f"published-{number}", score)
@@ -229,7 +115,7 @@ def measure_budgets(bench: Bench, reference: Scores, other: Scores, findings: Fi
             found = [bench.linear(replace(bench.ours, query_draws=k)).directions(queries) for k in budgets]
             stacked = {name: torch.cat([one[name] for one in found]) for name in found[0]}
             replicates = bench.linear(bench.ours).replicates(stacked, items)  # [n, r, budgets * q]
-        return [_row("budgets", bench.ours, len(items), len(queries), cost)], {"replicates": replicates}
+        return [cost_row("budgets", bench.ours, len(items), len(queries), cost)], {"replicates": replicates}
 
     rows, arrays = bench.run(f"budgets{bench.variant}", work)
     findings.rows += rows
@@ -273,9 +159,10 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
         with measured(bench.model) as gradients:
             parts = []
             for start, stop in zip((0, *size.query_counts), size.query_counts, strict=False):
-                parts.append(teacher.directions(queries[start:stop]))
+                parts.append(teacher.direction_halves(queries[start:stop]))  # what ``score_many`` does, and its passes
                 gradients.mark(str(stop))
-        directions = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        halves = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}  # [2, q, ...]
+        del parts
 
         with measured(bench.model) as corpus:
             def reached(done: int, _total: int) -> None:
@@ -283,12 +170,14 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
                     if done >= count and str(count) not in corpus.marks:
                         corpus.mark(str(count))
 
-            found = teacher.replicates(directions, items, reached, chunk=_chunk(size.corpus_sizes))
-        tau = found[:, :, : size.agreement_queries].mean(1).T[:, : size.agreement_items]
+            stacked = {name: half.flatten(0, 1) for name, half in halves.items()}
+            found = teacher.replicates(stacked, items, reached, chunk=common_chunk(size.corpus_sizes))
+        mean = found.mean(1).reshape(len(items), 2, len(queries)).mean(1).T  # [q, n]
+        tau = mean[: size.agreement_queries, : size.agreement_items]
         both = Cost(gradients.seconds + corpus.seconds, gradients.wall + corpus.wall, gradients.unet + corpus.unet,
                     gradients.forwards + corpus.forwards, gradients.backwards + corpus.backwards)  # fmt: skip
         for count in size.corpus_sizes:
-            row = _row("first_order", settings, count, len(queries), both)
+            row = cost_row("first_order", settings, count, len(queries), both)
             row["seconds"] = gradients.seconds + corpus.marks[str(count)]
             row["breakdown"] = {"query_gradients": gradients.seconds, "corpus_pass": corpus.marks[str(count)]}
             if count != len(items):
@@ -298,10 +187,10 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
         rows[-1]["breakdown"]["corpus_pass_outside_unet"] = corpus.seconds - corpus.unet
         rows[-1]["agreement"] = agreement(tau, reference)
         for count in size.query_counts[:-1]:
-            few = {name: direction[:count] for name, direction in directions.items()}
+            few = {name: half[:, :count].flatten(0, 1) for name, half in halves.items()}
             with measured(bench.model) as cost:
                 teacher.replicates(few, items[: size.growth_items])
-            row = _row("first_order", settings, size.growth_items, count, cost)
+            row = cost_row("first_order", settings, size.growth_items, count, cost)
             row["seconds"] += gradients.marks[str(count)]
             row["breakdown"] = {"query_gradients": gradients.marks[str(count)], "corpus_pass": cost.seconds}
             rows.append(row)
@@ -331,7 +220,7 @@ def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: 
             with measured(bench.model) as cost:
                 rankings = [teacher.score(query, items) for query in queries]
         tau = np.stack([ranking.tau for ranking in rankings]).astype(np.float64)
-        row = _row(name, settings, len(items), count, cost) | {
+        row = cost_row(name, settings, len(items), count, cost) | {
             "breakdown": {"baselines_once": fitting.seconds},
             "samples_per_item": float(np.mean([ranking.samples.mean() for ranking in rankings])),
             "agreement": agreement(tau, reference[:count]),
@@ -346,22 +235,34 @@ def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: 
     findings.figures["self"] = agreement(other[:count], exact["tau"])
 
 
-def _chunk(sizes: tuple[int, ...], most: int = 64) -> int:
-    """The largest number of items up to ``most`` that divides every corpus size, so that each can be timed."""
-    whole = math.gcd(*sizes)
-    return max(size for size in range(1, most + 1) if whole % size == 0)
+def measure_sketches(bench: Bench, reference: Scores, findings: Findings) -> None:
+    """Each judged query's own gradient against the sketches of all items; the sketches given, or fitted here."""
+    queries, items = bench.judged
+    size = bench.size
+    draws = max(size.our_query_draws)
 
+    def work() -> Step:
+        with tempfile.TemporaryDirectory() as folder, measured(bench.model) as fitting:
+            if bench.sketches is not None:
+                known = SketchSet.load(bench.sketches, bench.model.revision)
+            else:
+                teacher = bench.linear(replace(bench.ours, item_draws=size.sketch_draws, query_draws=draws))
+                known = fit_sketches(
+                    teacher, bench.items, dimensions=size.sketch_dimensions, fidelity_queries=queries,
+                    store=Path(folder), seed=bench.seed,
+                )  # fmt: skip
+        sketch = SketchTeacher(
+            bench.model, bench.curvature, known.basis, known, query_draws=draws, batch=bench.batch
+        )  # fmt: skip
+        with measured(bench.model) as cost:
+            rankings = sketch.score_many(queries, items)
+        tau = np.stack([ranking.tau for ranking in rankings]).astype(np.float64)
+        row = cost_row("sketch", sketch.settings, len(known.item_ids), len(queries), cost) | {
+            "breakdown": {"fit_once": fitting.seconds}, "dimensions": known.basis.dimensions,
+            "fidelity": {name: value for name, value in known.fidelity.items() if not math.isnan(value)},
+            "agreement": agreement(tau, reference), "given": bench.sketches is not None,
+        }  # fmt: skip
+        return [row], {"tau": tau}
 
-def _row(form: str, settings: UnlearningSettings, items: int, queries: int, cost: Cost) -> dict[str, Any]:
-    return {
-        "form": form, "items": items, "queries": queries, "query_draws": settings.query_draws,
-        "item_draws": settings.item_draws, "extrapolated": False, **cost.row(),
-    }  # fmt: skip
-
-
-def _published_row(form: str, bench: Bench, items: int, queries: int, cost: Cost) -> dict[str, Any]:
-    settings = bench.published
-    return {
-        "form": form, "items": items, "queries": queries, "query_draws": settings.query_draws,
-        "item_draws": settings.item_draws, "extrapolated": False, **cost.row(),
-    }  # fmt: skip
+    origin = "given" if bench.sketches is not None else "fitted"
+    findings.rows += bench.run(f"sketches-{origin}{bench.variant}", work)[0]

@@ -93,6 +93,14 @@ def figures(
             "baselines_once_seconds": race["breakdown"]["baselines_once"],
             "agreement": {"racing": race["agreement"], "exact": exact["agreement"]},
         }  # fmt: skip
+    for row in rows:
+        if row["form"] == "sketch":
+            per_query = row["seconds"] / row["queries"]
+            sweep = published.seconds(row["items"], 1, "recomputed")
+            out["estimated"] = {
+                **{k: row[k] for k in ("items", "dimensions", "query_draws", "item_draws", "fidelity", "agreement")},
+                "seconds_per_query": per_query, "ratio_to_published_single_query": sweep / per_query,
+            }  # fmt: skip
     sizes = sorted({row["items"] for row in linear})
     counts = sorted({row["queries"] for row in linear})
     grown = [published.row(n, q, kind) for n in sizes for q in counts for kind in ("once", "recomputed")]

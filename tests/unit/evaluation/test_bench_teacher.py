@@ -10,8 +10,8 @@ from PIL import Image
 from byline.cli.bench_teacher import measure
 from byline.diffusion.model import DiffusionModel
 from byline.diffusion.tiny import write_tiny_pipeline
+from byline.evaluation.bench_plan import SIZES, Bench
 from byline.evaluation.bench_rows import RowFile
-from byline.evaluation.bench_teacher import SIZES, Bench
 from byline.evaluation.bench_teacher_report import draw
 from byline.evaluation.published_teacher import PublishedSettings, PublishedTeacher
 from byline.teachers.abu_plus import AbuPlus
