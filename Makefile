@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch first and with the lock as constraints: which build it is, and what it needs, is the index's business.
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps $(PIP_ARGS) -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
 
