@@ -101,7 +101,7 @@ class Encoding:
         features = LabelFeatures(extractor, blobs, settings.cache_dir, record.corpus_id)
         sketches = CorpusSketches(
             TeacherFiles.beside(record.directory, settings.cache_dir, record.revision), record.revision, blobs,
-            lambda: model or DiffusionModel.load(record.directory, settings.device),
+            lambda: model or DiffusionModel.load(record.directory, settings.device), settings.curation_selection,
         )
         return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches)
 

@@ -33,19 +33,25 @@ Progress = Callable[[int, int], None]
 
 
 class CorpusSketches:
-    """``SketchRows`` from the sketch set of one model revision. ``load_model`` is called only for new items."""
+    """``SketchRows`` from the sketch set of one model revision. ``load_model`` is called only for new items.
+
+    A set of the layers ``selection`` is preferred; without one, that which the model came with is taken.
+    """
 
     def __init__(
-        self, files: TeacherFiles, revision: str, blobs: BlobStore, load_model: Callable[[], DiffusionModel]
-    ) -> None:
+        self, files: TeacherFiles, revision: str, blobs: BlobStore, load_model: Callable[[], DiffusionModel],
+        selection: str,
+    ) -> None:  # fmt: skip
         self._files = files
         self._revision = revision
+        self._names = (f"{SKETCHES}-{selection}", SKETCHES)
         self._blobs = blobs
         self._load_model = load_model
 
     def of_items(self, items: Sequence[Item], progress: Progress) -> SketchParts | None:
         """See ``SketchRows``. Raises TeacherNotUsable for a damaged set, or new items without the curvature."""
-        folder = self._files.find(SKETCHES, self._revision)
+        found = (self._files.find(name, self._revision) for name in self._names)
+        folder = next((place for place in found if place is not None), None)
         if folder is None:
             return None
         fitted = SketchSet.load(folder, self._revision)

@@ -35,6 +35,7 @@ COMMANDS = {
     "show": CommandEntry("byline.cli.show", "Show a job's answer: table, HTML page or JSON."),
     "corpus": CommandEntry("byline.cli.corpus", "Ingest, list and withdraw corpus items."),
     "labels": CommandEntry("byline.cli.labels", "Import, export and count rankings."),
+    "sketches": CommandEntry("byline.cli.sketches", "Fit and show the sketches behind estimated answers."),
     "releases": CommandEntry("byline.cli.releases", "List, activate and roll back releases."),
     "evaluate": CommandEntry("byline.cli.evaluate", "Held-out quality of heads and raw features."),
     "demo": CommandEntry("byline.cli.demo", "The whole path on real images, with a page to look at."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from byline.teachers.sketch_fit import fit_sketches
 from byline.teachers.sketch_set import SketchSet
 from services.trainer.sketches import CorpusSketches
 
+KV = "cross_attention_kv"
 SETTINGS = UnlearningSettings(corpus_size=8, query_draws=8, item_draws=8, replicates=4, noise="shared")
 
 
@@ -63,7 +64,7 @@ class World:
         return self.model
 
     def sketches(self) -> CorpusSketches:
-        return CorpusSketches(self.files, self.model.revision, self.blobs, self.load_model)
+        return CorpusSketches(self.files, self.model.revision, self.blobs, self.load_model, KV)
 
 
 @pytest.fixture
@@ -93,7 +94,8 @@ def test_a_model_without_sketches_has_none(model: DiffusionModel, tmp_path: Path
     def never() -> DiffusionModel:
         pytest.fail("nothing is to be loaded")
 
-    assert CorpusSketches(files, model.revision, BlobStore(tmp_path), never).of_items([Item(1, "x")], nothing) is None
+    sketches = CorpusSketches(files, model.revision, BlobStore(tmp_path), never, KV)
+    assert sketches.of_items([Item(1, "x")], nothing) is None
 
 
 def test_known_items_come_from_the_set_in_the_order_asked_and_no_model_is_loaded(world: World) -> None:
@@ -104,6 +106,15 @@ def test_known_items_come_from_the_set_in_the_order_asked_and_no_model_is_loaded
     np.testing.assert_array_equal(parts.sketches, world.fitted.sketches[[3, 0]])
     assert (parts.section.dimensions, parts.section.query_draws) == (4, 8)
     assert parts.basis.is_file()
+
+
+def test_sketches_of_the_layers_asked_for_are_preferred(world: World) -> None:
+    assert world.fitted is not None
+    own = replace(world.fitted, sketches=2 * world.fitted.sketches)
+    own.save(world.files.target(f"{SKETCHES}-{KV}"))
+    parts = world.sketches().of_items(world.items[:5], nothing)
+    assert parts is not None
+    np.testing.assert_allclose(parts.sketches, own.sketches, rtol=2e-3)
 
 
 def test_new_items_are_sketched_once_and_kept_to_the_bit(world: World) -> None:
@@ -127,7 +138,7 @@ def test_new_items_are_sketched_once_and_kept_to_the_bit(world: World) -> None:
 
 
 def test_items_of_another_model_revision_are_not_taken(world: World) -> None:
-    other = CorpusSketches(world.files, "another-revision", world.blobs, world.load_model)
+    other = CorpusSketches(world.files, "another-revision", world.blobs, world.load_model, KV)
     assert other.of_items(world.items[:2], nothing) is None
 
 
