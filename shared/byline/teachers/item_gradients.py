@@ -50,7 +50,8 @@ class GradientBlock:
     def replicate_gradients(self, name: str) -> torch.Tensor:
         """[n, r, rows, columns] of one layer."""
         if name in self._matrices:
-            return self._matrices[name].unflatten(0, (self.count, self.replicates))
+            held: torch.Tensor = self._matrices[name].unflatten(0, (self.count, self.replicates))
+            return held
         deltas = self._deltas[name].unflatten(0, (self.count, self.replicates))
         found: torch.Tensor = torch.einsum("nrto,nti->nroi", deltas, self._inputs[self._input_of[name]])
         return found

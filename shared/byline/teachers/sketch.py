@@ -98,7 +98,8 @@ class SketchTeacher(NaturalGradientTeacher):
 
     def query_sketch(self, query: TeacherQuery, *, check: Check = never_cancelled) -> NDArray[np.float32]:
         """Sketches [replicates, d] of one query; see ``query_sketches``."""
-        return self.query_sketches([query], check=check)[0]
+        found: NDArray[np.float32] = self.query_sketches([query], check=check)[0]
+        return found
 
     def item_sketches(
         self,

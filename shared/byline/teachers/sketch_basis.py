@@ -2,9 +2,8 @@
 
 Why it exists: <whiten g, whiten h> = <(F + damping)^-1 g, h>, so in whitened coordinates the first-order tau is an
 inner product, and whatever keeps inner products keeps the ranking. A principal basis over the corpus does so with a
-few hundred numbers per item (measured, C5). Whitened coordinates have very unequal energy; only those of largest
-energy enter the basis, which keeps its file small. Query and item must stand in the same basis, so it names
-the model, the curvature and the settings that it belongs to and refuses others.
+few hundred numbers per item (measured, C5). Query and item must stand in the same basis, so it names the model, the
+curvature and the settings that it belongs to and refuses others.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from byline.errors import TeacherNotUsable
 from byline.teachers.item_gradients import GradientBlock
 from byline.teachers.natural_gradient import UnlearningSettings
+from byline.teachers.packed_directions import PackedDirections
 from byline.teachers.preconditioner import Preconditioner
 
 FORMAT = "byline-sketch-basis-1"
@@ -75,11 +75,11 @@ def whitened_layers(
 
 @dataclass(frozen=True)
 class SketchBasis:
-    """``directions`` [m, d], orthonormal columns in half precision, over the kept ``coordinates`` of gradients
-    whitened by ``preconditioner`` (its name) under ``settings``."""
+    """``directions`` [m, d] over the kept ``coordinates`` of gradients whitened by ``preconditioner`` (its name)
+    under ``settings``."""
 
     coordinates: Coordinates
-    directions: torch.Tensor
+    directions: PackedDirections
     model_revision: str
     selection: str
     preconditioner: str
@@ -103,7 +103,7 @@ class SketchBasis:
     @property
     def name(self) -> str:
         """Stable text for a teacher id: equal names, equal sketches."""
-        digest = hashlib.sha256(self.directions.half().cpu().numpy().tobytes())
+        digest = hashlib.sha256(self.directions.codes.tobytes() + self.directions.scales.tobytes())
         for layer, kept in self.coordinates.kept.items():
             digest.update(layer.encode() + kept.cpu().numpy().tobytes())
         return f"sketch-{self.dimensions}of{self.coordinates.count}-{digest.hexdigest()[:8]}"
@@ -111,8 +111,7 @@ class SketchBasis:
     def project(self, whitened: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> NDArray[np.float32]:
         """Sketches float32 [n, d] of whitened gradients, per layer [n, rows, columns], or (layer, these) pairs."""
         pairs = whitened.items() if isinstance(whitened, Mapping) else whitened
-        picked = self.coordinates.pick(pairs).float()
-        found: NDArray[np.float32] = (picked @ self.directions.to(picked)).cpu().numpy()
+        found: NDArray[np.float32] = self.directions.project(self.coordinates.pick(pairs)).cpu().numpy()
         return found
 
     def require(self, preconditioner: Preconditioner) -> None:
@@ -124,13 +123,15 @@ class SketchBasis:
             )
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, directions in half precision."""
+        """Write one safetensors file."""
         tensors = {f"kept/{name}": kept.to(torch.int32).cpu() for name, kept in self.coordinates.kept.items()}
+        tensors["codes"] = torch.from_numpy(self.directions.codes)
+        tensors["scales"] = torch.from_numpy(self.directions.scales)
         facts = {
-            "layers": list(self.coordinates.kept), "model_revision": self.model_revision,
-            "selection": self.selection, "preconditioner": self.preconditioner, "settings": asdict(self.settings),
+            "layers": list(self.coordinates.kept), "bits": self.directions.bits,
+            "model_revision": self.model_revision, "selection": self.selection,
+            "preconditioner": self.preconditioner, "settings": asdict(self.settings),
         }  # fmt: skip
-        tensors["directions"] = self.directions.half().cpu().contiguous()
         save_file(tensors, path, {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)})
 
     @classmethod
@@ -143,7 +144,7 @@ class SketchBasis:
                     raise TeacherNotUsable(f"{path} is no sketch basis of this version: fit the sketches again")
                 facts = json.loads(metadata["facts"])
                 kept = {name: file.get_tensor(f"kept/{name}").long() for name in facts["layers"]}
-                directions = file.get_tensor("directions").float()
+                codes, scales = file.get_tensor("codes").numpy(), file.get_tensor("scales").numpy()
         except (OSError, SafetensorError) as error:
             raise TeacherNotUsable(
                 f"{path} cannot be read as a sketch basis: {error}; fit the sketches again"
@@ -154,4 +155,5 @@ class SketchBasis:
                 "fit the sketches again"
             )
         settings = UnlearningSettings(**facts["settings"])
+        directions = PackedDirections(codes, scales, facts["bits"])
         return cls(Coordinates(kept), directions, model_revision, facts["selection"], facts["preconditioner"], settings)

@@ -1,14 +1,15 @@
 """Fitting sketches: one pass of gradients over the corpus, then principal directions from a file.
 
-Why it exists: all whitened gradients of a corpus do not fit into memory, and hardly onto a disk. Kept are the
-coordinates of largest energy, in a resumable file [n, m]; the principal directions are found by subspace iteration
-over it, chunk by chunk. There is no centring: it is inner products that must survive. The full first-order scores of
-some queries are taken in the same pass, so the manifest can say what the cut costs.
+Why it exists: all whitened gradients of a corpus do not fit into memory, nor, of a large corpus, onto a disk. Those of
+a seeded sample of items are kept in a resumable file [s, m] until their principal directions are found; all other
+items are projected as they come, still in one pass (the basis carries over to items it has not seen: measured, C5).
+There is no centring: it is inner products that must survive. The full first-order scores of some queries are taken
+in the same pass, so the manifest can say what the cut costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +21,20 @@ from byline.errors import TeacherNotUsable
 from byline.evaluation.agreement import spearman
 from byline.evaluation.map import mean_average_precision
 from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.item_gradients import GradientBlock
 from byline.teachers.natural_gradient import query_blocks
+from byline.teachers.packed_directions import principal_directions
 from byline.teachers.ranking import Check, Progress, TeacherItem, TeacherQuery, ignore_progress, never_cancelled
 from byline.teachers.row_store import RowStore, digest_of
 from byline.teachers.sketch_basis import Coordinates, SketchBasis, whitened_layers
 from byline.teachers.sketch_set import SketchSet
 
-#: Items whose gradients decide which coordinates have the largest energy.
-SAMPLE = 256
+#: Items whose gradients decide which coordinates have the largest energy, where not all are kept.
+ENERGY_SAMPLE = 256
 
 Whitened = Iterator[tuple[str, torch.Tensor]]
+#: Told the rows and the gradients of a chunk's items, one block per orientation, before the chunk counts as written.
+Visit = Callable[[slice, Sequence[GradientBlock]], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class _Pass:
     teacher: AbuPlusLinear
     items: Sequence[TeacherItem]
     cost: int
+    visit: Visit | None = None
 
     def chunks(self, written: NDArray[np.bool_], progress: Progress, check: Check) -> Iterator[tuple[slice, Whitened]]:
         """(rows, whitened gradients of their items layer by layer) of the chunks not wholly ``written``."""
@@ -51,6 +57,8 @@ class _Pass:
             if not written[place].all():
                 part = self.items[place]
                 blocks = [teacher.gradients.block(part, flipped, check=check) for flipped in orientations]
+                if self.visit is not None:
+                    self.visit(place, blocks)
                 yield place, whitened_layers(teacher.curvature, teacher.settings.damping, blocks)
             progress(place.stop, len(self.items))
 
@@ -77,102 +85,124 @@ def fit_sketches(
     items: Sequence[TeacherItem],
     *,
     dimensions: int = 512,
-    coordinates: int = 16384,
+    coordinates: int | None = None,
+    bits: int = 1,
+    basis_items: int = 4096,
     fidelity_queries: Sequence[TeacherQuery] = (),
     store: Path,
     seed: int = 0,
     progress: Progress = ignore_progress,
     check: Check = never_cancelled,
 ) -> SketchSet:
-    """Sketches of ``items`` in the principal ``dimensions`` of their ``coordinates`` of largest energy.
+    """Sketches of ``items`` in ``dimensions`` principal directions of at most ``basis_items`` of them.
 
-    ``store`` is a directory for what a killed fit goes on from; it holds 2 m bytes per item, and belongs
-    to these items, queries and settings (others are refused, TeacherNotUsable). Fewer dimensions than
-    asked for where there are fewer items or coordinates. ``progress`` counts items of the one long pass.
+    ``coordinates``: only so many entries of the gradients, those of largest energy; default all. ``bits``
+    per number of the basis (``packed_directions``). ``store`` is a directory for what a killed fit goes on
+    from, 2 bytes per coordinate and item of the basis; it belongs to these items, queries and settings
+    (others are refused, TeacherNotUsable). Fewer dimensions than asked for where the items span fewer.
+    ``progress`` counts items of the one long pass.
     """
     require_linear(teacher)
     if not items:
         raise TeacherNotUsable("sketches are fitted on a corpus, and it holds no items")
     queries = _whitened_queries(teacher, fidelity_queries, check)
-    energy = _energy(teacher, items, seed, store, check)
-    kept = Coordinates.of_largest(energy, coordinates)
+    kept = _coordinates(teacher, items, coordinates, seed, store, check)
     asked = kept.pick(queries.items())  # [q, m]
-    unit = float(torch.cat([energy[n].flatten()[k] for n, k in kept.kept.items()]).mean().sqrt()) or 1.0
-
-    identity = digest_of(teacher.teacher_id, items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "asked": asked})
-    rows = RowStore.open(store / "coordinates.npy", (len(items), kept.count), np.float16, identity)
-    # The full scores, and the squared norm of the whole gradient: what the cut is judged by.
-    full = RowStore.open(store / "full.npy", (len(items), len(asked) + 1), np.float64, identity)
-    one_pass = _Pass(teacher, items, 4 * kept.count)
-    for place, whitened in one_pass.chunks(rows.written & full.written, progress, check):
-        met = torch.zeros(place.stop - place.start, len(asked) + 1, dtype=torch.float64)
-        values = kept.pick(_meeting(whitened, queries, met)) / unit
-        rows.put(place, values.clamp(-65504, 65504).half().cpu().numpy())
-        full.put(place, met.numpy())
-
-    directions = principal_directions(rows.rows, dimensions, seed=seed, check=check)
-    directions = directions.half().float()
-    basis = SketchBasis(
-        kept, directions, teacher.model.revision, teacher.curvature.selection, teacher.curvature.name,
-        teacher.settings,
-    )  # fmt: skip
-    sketches = np.concatenate(
-        [(_float(rows.rows[part]) @ directions).numpy() * unit for part in _parts(rows.rows)]
-    ).astype(np.float32)
-    asked_sketches = (asked.cpu() @ directions).numpy()
-    fidelity = _fidelity(asked_sketches @ sketches.T, full.rows[:, :-1].T)
-    fidelity |= {
-        "energy": float((sketches.astype(np.float64) ** 2).sum() / max(full.rows[:, -1].sum(), 1e-300)),
+    identity = digest_of(teacher.teacher_id, items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "q": asked})
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:basis_items])
+    gather = _Gather(teacher, items, queries, store, f"{identity}/{dimensions}/{bits}/{seed}", progress, check)
+    # One item's root mean square: with it the numbers are of order one, as half precision wants them.
+    _place, first = next(whitened_items(teacher, [items[chosen[0]]], ignore_progress, check))
+    unit = float(kept.pick(first).pow(2).mean().sqrt()) or 1.0
+    rows, full = gather.rows(
+        chosen, "coordinates", kept.count, np.float16, lambda pairs: _half(kept.pick(pairs) / unit), 0
+    )
+    check()
+    path = store / f"basis-{identity}-{dimensions}-{bits}-{seed}.safetensors"
+    if not path.exists():
+        building = path.with_suffix(".building")
+        SketchBasis(
+            kept, principal_directions(rows, dimensions, bits, check), teacher.model.revision,
+            teacher.curvature.selection, teacher.curvature.name, teacher.settings,
+        ).save(building)  # fmt: skip
+        building.replace(path)
+    basis = SketchBasis.load(path, teacher.model.revision)
+    sketches = np.empty((len(items), basis.dimensions), dtype=np.float32)
+    truth = np.empty((len(items), len(asked)))
+    truth[chosen] = full
+    for start in range(0, len(chosen), 256):
+        part = torch.from_numpy(rows[start : start + 256].astype(np.float32))
+        sketches[chosen[start : start + 256]] = basis.directions.project(part).numpy() * unit
+    others = np.setdiff1d(np.arange(len(items)), chosen)
+    if len(others):
+        sketches[others], truth[others] = gather.rows(
+            others, "sketches", basis.dimensions, np.float32, basis.project, len(chosen)
+        )
+    fidelity = _fidelity(basis.directions.project(asked).cpu().numpy() @ sketches.T, truth.T) | {
         "queries": float(len(asked)),
         "draws": float(teacher.settings.query_draws),
         "dimensions": float(basis.dimensions),
         "coordinates": float(kept.count),
+        "bits": float(bits),
         "items": float(len(items)),
+        "basis_items": float(len(chosen)),
     }
     ids = np.array([item.item_id for item in items], dtype=np.int64)
     return SketchSet(basis, ids, sketches, fidelity, teacher.teacher_id)
 
 
-def principal_directions(
-    rows: NDArray[np.floating],
-    dimensions: int,
-    *,
-    seed: int,
-    iterations: int = 4,
-    oversampling: int = 64,
-    check: Check = never_cancelled,
-) -> torch.Tensor:
-    """The leading right singular vectors [m, d] of ``rows`` [n, m], read in chunks; not centred.
+@dataclass(frozen=True)
+class _Gather:
+    """Runs the pass over some of the items, into resumable files in ``store``."""
 
-    Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), orthonormalised at every
-    turn. d is at most n and m.
-    """
-    count, width = rows.shape
-    wide = min(dimensions + oversampling, count, width)
-    generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(width, wide, generator=generator)
-    for _turn in range(iterations + 1):
-        image = torch.zeros(width, wide)
-        for part in _parts(rows):
-            check()
-            values = _float(rows[part])
-            image += values.T @ (values @ found)
-        found = torch.linalg.qr(image).Q
-    inner = torch.zeros(wide, wide, dtype=torch.float64)
-    for part in _parts(rows):
-        projected = (_float(rows[part]) @ found).double()
-        inner += projected.T @ projected
-    values, vectors = torch.linalg.eigh(inner)
-    leading: torch.Tensor = found @ vectors.flip(1)[:, : min(dimensions, wide)].float()
-    return leading
+    teacher: AbuPlusLinear
+    items: Sequence[TeacherItem]
+    queries: dict[str, torch.Tensor]
+    store: Path
+    identity: str
+    progress: Progress
+    check: Check
+
+    def rows(
+        self, chosen: NDArray[np.int64], name: str, width: int, dtype: type[np.generic],
+        reduce: Callable[[Whitened], NDArray[np.floating]], before: int,
+    ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:  # fmt: skip
+        """What ``reduce`` makes of the items' gradients [n, width], and their full scores [n, q]."""
+        asked = len(next(iter(self.queries.values())))
+        held = RowStore.open(self.store / f"{name}.npy", (len(chosen), width), dtype, self.identity)
+        full = RowStore.open(self.store / f"{name}-full.npy", (len(chosen), asked), np.float64, self.identity)
+        one_pass = _Pass(self.teacher, [self.items[i] for i in chosen], 4 * width)
+        written = held.written & full.written
+
+        def onward(done: int, _total: int) -> None:
+            self.progress(before + done, len(self.items))
+
+        for place, whitened in one_pass.chunks(written, onward, self.check):
+            met = torch.zeros(place.stop - place.start, asked, dtype=torch.float64)
+            held.put(place, reduce(_meeting(whitened, self.queries, met)))
+            full.put(place, met.numpy())
+        return held.rows, full.rows
+
+
+def _half(values: torch.Tensor) -> NDArray[np.floating]:
+    found: NDArray[np.floating] = values.clamp(-65504, 65504).half().cpu().numpy()
+    return found
+
+
+def _coordinates(
+    teacher: AbuPlusLinear, items: Sequence[TeacherItem], count: int | None, seed: int, store: Path, check: Check
+) -> Coordinates:
+    """All coordinates of the teacher's layers, or the ``count`` of largest energy."""
+    sizes = {name: layer.rows * layer.columns for name, layer in teacher.gradients.layers.items()}
+    if count is None or count >= sum(sizes.values()):
+        return Coordinates({name: torch.arange(size) for name, size in sizes.items()})
+    return Coordinates.of_largest(_energy(teacher, items, seed, store, check), count)
 
 
 def _meeting(whitened: Whitened, queries: dict[str, torch.Tensor], met: torch.Tensor) -> Whitened:
-    """``whitened`` passed on, while its products with ``queries`` [q] and itself are added to ``met`` [n, q + 1]."""
+    """``whitened`` passed on, while its products with ``queries`` are added to ``met`` [n, q]."""
     for name, value in whitened:
-        flat = value.flatten(1)
-        met[:, :-1] += (flat @ queries[name].flatten(1).T).double().cpu()
-        met[:, -1] += flat.pow(2).sum(1).double().cpu()
+        met += (value.flatten(1) @ queries[name].flatten(1).T).double().cpu()
         yield name, value
 
 
@@ -192,7 +222,7 @@ def _energy(
     teacher: AbuPlusLinear, items: Sequence[TeacherItem], seed: int, store: Path, check: Check
 ) -> dict[str, torch.Tensor]:
     """Mean square of every whitened coordinate over a seeded sample of items, per layer [rows, columns]."""
-    chosen = np.random.default_rng(seed).permutation(len(items))[:SAMPLE]
+    chosen = np.random.default_rng(seed).permutation(len(items))[:ENERGY_SAMPLE]
     sample = [items[i] for i in sorted(chosen)]
     layers = teacher.gradients.layers
     sizes = {name: layer.rows * layer.columns for name, layer in layers.items()}
@@ -219,13 +249,3 @@ def _fidelity(scores: NDArray[np.float32], full: NDArray[np.float64]) -> dict[st
         "map100": mean_average_precision(scores, truth, 100).mean,
         "spearman": float(np.mean([spearman(a, b) for a, b in zip(scores, truth, strict=True)])),
     }
-
-
-def _parts(rows: NDArray[np.floating]) -> list[slice]:
-    """Slices of rows of at most 64 MB in single precision."""
-    step = max(1, (64 << 20) // (4 * rows.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
-
-
-def _float(values: NDArray[np.floating]) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))

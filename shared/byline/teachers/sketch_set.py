@@ -29,8 +29,8 @@ class SketchSet:
     """``item_ids`` int64 [n], ``sketches`` float32 [n, d] in ``basis``, and their ``fidelity``.
 
     ``fidelity`` against the full first-order ranking of the same draws: ``map20``, ``map100``, ``spearman``,
-    ``energy`` (share of the whitened gradients' squared norm that is kept), ``queries``, ``draws`` of each
-    query, ``dimensions``, ``coordinates``, ``items``; NaN for what was not measured.
+    ``queries``, ``draws`` of each query, ``dimensions``, ``coordinates``, ``bits``, ``items``, ``basis_items``;
+    NaN for what was not measured.
     """
 
     basis: SketchBasis
