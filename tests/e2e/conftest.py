@@ -178,7 +178,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(tiny_corpus: Path) -> Iterator[Cluster]:
-    """Everything running; two releases built, the first one active."""
+    """Everything running; two releases built, the first one (with sketches) active."""
     root = Path(tempfile.mkdtemp(prefix="byline-e2e-"))
     root.chmod(0o711)
     settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -229,6 +229,7 @@ def _environment(root: Path, postgres: PrivatePostgres, valkey: PrivateValkey, a
         "BYLINE_LEASE_SECONDS": str(LEASE_S),
         "BYLINE_MAX_ATTEMPTS": "10",
         "BYLINE_VERIFY_DRAWS": "64",
+        "BYLINE_ESTIMATE_DRAWS": "16",
         "BYLINE_LOG_FORMAT": "json",
     }
 
@@ -245,7 +246,10 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
     from byline.releases.builder import build_release
     from byline.releases.manifest import ReleaseManifest
     from byline.teachers import TeacherItem
+    from byline.teachers.first_order import AbuPlusLinear
+    from byline.teachers.natural_gradient import UnlearningSettings
     from byline.teachers.registry import ensure_curvature
+    from byline.teachers.sketch_fit import fit_sketches
 
     torch.set_num_threads(1)
     model = DiffusionModel.load(write_tiny_pipeline(root / "model"))
@@ -256,7 +260,10 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
     images = [decode_image(blobs.get(item.image_sha256)) for item in items]
     features = extractor.extract(images, [item.caption for item in items])
     pairs = [TeacherItem(item.item_id, image, item.caption) for item, image in zip(items, images, strict=True)]
-    ensure_curvature(model, pairs, root / "model" / "curvature", samples=128)
+    curvature = ensure_curvature(model, pairs, root / "model" / "curvature", samples=128)
+    wanted = UnlearningSettings(corpus_size=len(pairs), item_draws=16, noise="shared")
+    fitted = fit_sketches(AbuPlusLinear(model, curvature, wanted), pairs, dimensions=16, store=root / "fit")
+    fitted.save(root / "model" / "sketches")
     registry = ReleaseRegistry(engine)
     published: list[str] = []
     for number in (1, 2):
@@ -282,11 +289,24 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
             golden_features=features[:2],
             created_at=datetime(2026, 1, number, tzinfo=UTC),
             git_sha="",
+            sketches=_sketches(root / "model" / "sketches", fitted) if number == 1 else None,
         )
         registry.register(ReleaseManifest.read(directory), directory)
         published.append(f"r{number}")
     registry.activate(MODEL_ID, published[0])
     return published[0], published[1]
+
+
+def _sketches(folder: Path, fitted: Any) -> Any:
+    """What the first release carries; the second one has no sketches."""
+    from byline.releases.sketches import SketchParts, section_of
+    from byline.teachers.sketch_basis import BASIS
+
+    section = section_of(
+        teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
+        query_draws=fitted.basis.settings.query_draws, fidelity=fitted.fidelity,
+    )  # fmt: skip
+    return SketchParts(fitted.item_ids, fitted.sketches, folder / BASIS, section)
 
 
 @pytest.fixture
