@@ -1,14 +1,13 @@
-"""Make the demo's label snapshot: rank the whole corpus for several hundred generated queries.
+"""Make the demo's label snapshot and its sketches: rank the whole corpus for several hundred generated queries.
 
 Why it exists: the demo must not begin by waiting for the teacher. This is the curation service's
 own plan and the first-order teacher (all queries, whole corpus, one pass of gradients), run once,
-resumable, reproducible from its seed; it also measures agreement with the exact form on a few
-queries, since the snapshot is only worth what that says.
+resumable, reproducible from its seed. The sketches of tier ESTIMATED come out of the same pass.
+How far to trust it: ``byline evaluate teacher``, ``byline evaluate lds`` and docs/teacher.md.
 
-    python data/labels/make.py --queries 320 --draws 128
+    python data/labels/make.py
 
-Writes ``data/labels/labels.{json,safetensors}``, the curvature into ``data/generator/curvature`` and
-``reports/labels/agreement.json``.
+Writes ``data/labels/labels.{json,safetensors}`` and ``data/generator/{curvature,sketches}``.
 """
 
 from __future__ import annotations
@@ -16,41 +15,41 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import logging
-import multiprocessing
-import platform
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from byline.catalog.decode import encode_png
 from byline.catalog.items import Item
 from byline.diffusion.model import DiffusionModel
-from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, read_snapshot, write_snapshot
-from byline.teachers import TeacherItem, TeacherQuery
-from byline.teachers.abu_plus import AbuPlus
-from byline.teachers.curvature import Curvature
+from byline.evaluation.corpus_file import read_corpus
+from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
+from byline.teachers import TeacherQuery
 from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.item_gradients import GradientBlock
 from byline.teachers.natural_gradient import UnlearningSettings
-from byline.teachers.ranking import summarise
+from byline.teachers.ranking import summarise, with_query_noise
 from byline.teachers.registry import ensure_curvature
+from byline.teachers.row_store import RowStore, digest_of
+from byline.teachers.sketch_fit import fit_sketches
 from services.curation.plan import plan_queries
 
 log = logging.getLogger("labels")
-CHUNK = 16
 
 
-def read_corpus(path: Path) -> tuple[list[Item], list[TeacherItem]]:
-    """The corpus as catalogue items and as the teacher needs them."""
+def read_items(path: Path) -> list[Item]:
+    """The corpus as catalogue items."""
     rows = pq.read_table(path).to_pylist()
-    items = [
+    return [
         Item(
             item_id=r["item_id"], caption=r["caption"], keywords=tuple(r["keywords"]), creator=r["creator"],
             licence=r["licence"], source=r["source"], source_path=r["source_path"], image_sha256=r["sha256"],
@@ -58,119 +57,56 @@ def read_corpus(path: Path) -> tuple[list[Item], list[TeacherItem]]:
         )
         for r in rows
     ]  # fmt: skip
-    pictures = [Image.open(io.BytesIO(r["image"])).convert("RGB") for r in rows]
-    return items, [TeacherItem(i.item_id, p, i.caption) for i, p in zip(items, pictures, strict=True)]
 
 
-_worker: dict[str, Any] = {}
+def gradient_halves(
+    teacher: AbuPlusLinear, queries: list[TeacherQuery], work: Path, group: int = 20
+) -> dict[str, torch.Tensor]:
+    """Natural-gradient directions from two disjoint halves of each query's draws, per layer [2 q, rows, columns].
 
-
-def _teacher() -> AbuPlusLinear:
-    """This worker process's teacher."""
-    teacher: AbuPlusLinear = _worker["teacher"]
-    return teacher
-
-
-def _start(model_directory: Path, corpus: Path, settings: UnlearningSettings) -> None:
-    """Load what a worker process needs; one thread each, since two processes beat two threads here."""
-    torch.set_num_threads(1)
-    model = DiffusionModel.load(model_directory)
-    curvature = Curvature.load(model_directory / "curvature", model.revision)
-    _worker["teacher"] = AbuPlusLinear(model, curvature, settings)
-    _worker["items"] = read_corpus(corpus)[1]
-
-
-def _directions(query: tuple[bytes, str]) -> dict[str, np.ndarray]:
-    """The preconditioned gradient of one query, per layer [out, in]."""
-    found = _teacher().direction(TeacherQuery(Image.open(io.BytesIO(query[0])).convert("RGB"), query[1]))
-    return {name: value.numpy() for name, value in found.items()}
-
-
-def _set_directions(path: Path) -> dict[str, torch.Tensor]:
-    """All queries' directions, per layer [q, out, in], loaded once in each process."""
-    if "directions" not in _worker:
-        _worker["directions"] = {
-            f.stem: torch.from_numpy(np.load(f)) for f in sorted(path.glob("*.npy"))
-        }
-    directions: dict[str, torch.Tensor] = _worker["directions"]
-    return directions
-
-
-def _score(job: tuple[int, Path]) -> tuple[int, np.ndarray]:
-    """tau [items, replicates, queries] of the chunk that begins at job[0]."""
-    start, path = job
-    items: list[TeacherItem] = _worker["items"]
-    return start, _teacher().replicates(_set_directions(path), items[start : start + CHUNK], chunk=CHUNK)
-
-
-def measure_agreement(
-    model: DiffusionModel, curvature: Curvature, settings: UnlearningSettings,
-    items: list[TeacherItem], queries: list[TeacherQuery], candidates: int, out: Path,
-) -> None:  # fmt: skip
-    """Exact form against first order on random candidates, and each against itself under other noise."""
-    rng = np.random.default_rng(settings.seed)
-    rows = []
-    for number, query in enumerate(queries):
-        chosen = [items[i] for i in rng.choice(len(items), candidates, replace=False)]
-        started = time.monotonic()
-        exact = AbuPlus(model, curvature, settings).score(query, chosen)
-        middle = time.monotonic()
-        linear = AbuPlusLinear(model, curvature, settings).score(query, chosen)
-        ended = time.monotonic()
-        other = AbuPlusLinear(model, curvature, replace(settings, seed=settings.seed + 1)).score(query, chosen)
-        rank = lambda v: np.argsort(np.argsort(v))  # noqa: E731
-        top = max(1, candidates // 10)
-        rows.append(
-            {
-                "spearman": float(np.corrcoef(rank(exact.tau), rank(linear.tau))[0, 1]),
-                "slope": float(np.polyfit(linear.tau, exact.tau, 1)[0]),
-                "overlap_top_tenth": len(
-                    set(exact.order()[:top].tolist()) & set(linear.order()[:top].tolist())
-                ) / top,
-                "spearman_other_noise": float(np.corrcoef(rank(linear.tau), rank(other.tau))[0, 1]),
-                "exact_seconds": middle - started,
-                "linear_seconds": ended - middle,
-            }
-        )  # fmt: skip
-        log.info("agreement of query %d: %s", number, {k: round(v, 4) for k, v in rows[-1].items()})
-    mean = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-    out.write_text(json.dumps({"mean": mean, "rows": rows, "candidates": candidates, "machine": machine}, indent=2))
+    Kept on disk query group by query group, so that a killed run goes on.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(queries), group):
+        path = work / f"{start:05d}.safetensors"
+        if not path.exists():
+            found = teacher.direction_halves(queries[start : start + group])
+            partial = path.with_suffix(".partial")
+            save_file({n: h.contiguous() for n, h in found.items()}, partial)
+            partial.replace(path)
+            log.info("gradients of %d of %d queries", min(start + group, len(queries)), len(queries))
+        parts.append(load_file(path))
+    return {n: torch.cat([p[n] for p in parts], dim=1).flatten(0, 1) for n in parts[0]}
 
 
 def main() -> None:
-    """Make the snapshot; see the module."""
+    """Make the snapshot and the sketches; see the module."""
     root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=root / "data/openclipart/items.parquet")
     parser.add_argument("--model", type=Path, default=root / "data/generator")
     parser.add_argument("--out", type=Path, default=root / "data/labels")
-    parser.add_argument("--reports", type=Path, default=root / "reports/labels")
     parser.add_argument("--work", type=Path, default=root / ".byline/labels", help="resumable intermediate files")
-    parser.add_argument("--queries", type=int, default=320)
+    parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--draws", type=int, default=128, help="(timestep, noise) draws per item")
-    parser.add_argument("--query-draws", type=int, default=192)
-    parser.add_argument("--agreement-queries", type=int, default=4)
+    parser.add_argument("--query-draws", type=int, default=128)
+    parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--dimensions", type=int, default=512, help="of a sketch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--only-agreement", action="store_true", help="measure on the snapshot that is there")
+    parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(a.processes)
-    items, teacher_items = read_corpus(a.corpus)
+    torch.set_num_threads(a.threads)
+    items = read_items(a.corpus)
+    teacher_items = read_corpus(a.corpus)
     model = DiffusionModel.load(a.model)
     curvature = ensure_curvature(model, teacher_items, a.model / "curvature", seed=a.seed)
     settings = UnlearningSettings(
-        corpus_size=len(items), query_draws=a.query_draws, item_draws=a.draws, seed=a.seed, noise="shared"
-    )
-    if a.only_agreement:
-        chosen = [
-            TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt)
-            for q in read_snapshot(a.out)[1][: a.agreement_queries]
-        ]
-        measure_agreement(model, curvature, settings, teacher_items, chosen, 100, a.reports / "agreement.json")
-        return
+        corpus_size=len(items), query_draws=a.query_draws, item_draws=a.draws, damping=a.damping, seed=a.seed,
+        noise="shared",
+    )  # fmt: skip
+    teacher = AbuPlusLinear(model, curvature, settings)
     work = a.work / f"{model.revision}-{settings.digest()}-{a.queries}"
     work.mkdir(parents=True, exist_ok=True)
     log.info("model %s, settings %s, %d items", model.revision, asdict(settings), len(items))
@@ -180,61 +116,63 @@ def main() -> None:
         [q.prompt for q in planned], [q.seed for q in planned],
         progress=lambda done, total: log.info("generated %d of %d queries", done, total),
     )  # fmt: skip
+    # As they will be read again: eight bits a channel.
     images = [encode_png(p) for p in pictures]
+    queries = [
+        TeacherQuery(Image.open(io.BytesIO(i)).convert("RGB"), q.prompt) for i, q in zip(images, planned, strict=True)
+    ]
+    directions = gradient_halves(teacher, queries, work / "directions")
+    met = {name: d.flatten(1).T.contiguous() for name, d in directions.items()}  # [rows * columns, 2 q]
+    shape = (len(items), settings.replicates, 2 * len(planned))
+    scores = RowStore.open(
+        work / "scores.npy", shape, np.float64, digest_of(teacher.teacher_id, teacher_items, directions)
+    )
 
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(a.processes, _start, (a.model, a.corpus, settings)) as pool:
-        folder = work / "directions"
-        layers = list(curvature.layers)
-        if not (folder / "done").exists():
-            folder.mkdir(exist_ok=True)
-            directions = []
-            for found in pool.imap(_directions, [(i, q.prompt) for i, q in zip(images, planned, strict=True)]):
-                directions.append(found)
-                if len(directions) % 20 == 0:
-                    log.info("gradients of %d of %d queries", len(directions), len(planned))
-            for name in layers:
-                np.save(folder / f"{name}.npy", np.stack([d[name] for d in directions]))
-            (folder / "done").touch()
-        scores, written = work / "scores.npy", work / "written.npy"
-        if not written.exists():
-            np.lib.format.open_memmap(scores, "w+", np.float64, (len(items), settings.replicates, len(planned)))
-            np.lib.format.open_memmap(written, "w+", bool, (len(items),))
-        result, flags = (np.lib.format.open_memmap(p, "r+") for p in (scores, written))
-        todo = [(s, folder) for s in range(0, len(items), CHUNK) if not flags[s : s + CHUNK].all()]
-        started = time.monotonic()
-        for done, (start, block) in enumerate(pool.imap_unordered(_score, todo), 1):
-            result[start : start + CHUNK] = block
-            flags[start : start + CHUNK] = True
-            if done % 10 == 0 or done == len(todo):
-                result.flush()
-                flags.flush()
-                rate = (time.monotonic() - started) / done
-                log.info("items: %d of %d chunks, %.0fs left", done, len(todo), rate * (len(todo) - done))
+    def score(places: NDArray[np.int64], blocks: Sequence[GradientBlock]) -> None:
+        [block] = blocks
+        tau = torch.zeros(block.count, *shape[1:], dtype=torch.float64)
+        for name in block.names:
+            tau += (block.replicate_gradients(name).flatten(2) @ met[name]).double()
+        scores.put(slice(int(places[0]), int(places[-1]) + 1), (tau / settings.corpus_size).numpy())
 
-    teacher = AbuPlusLinear(model, curvature, settings)
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        spent = time.monotonic() - started
+        log.info("items: %d of %d, %.0f s left", done, total, spent / done * (total - done))
+
+    held_out = [q for q, p in zip(queries, planned, strict=True) if p.split == "test"][:20]
+    sketches = fit_sketches(
+        teacher, teacher_items, dimensions=a.dimensions, basis_items=len(items), fidelity_queries=held_out,
+        store=work / "sketches", seed=a.seed, visit=score, progress=progress,
+    )  # fmt: skip
+    if not scores.written.all():
+        raise SystemExit(f"{work} holds sketches without scores: remove it and start anew")
+    sketches.save(a.model / "sketches")
+    log.info("sketches: %s", sketches.fidelity)
+
     ids = np.array([i.item_id for i in items], dtype=np.int64)
-    queries = []
+    labelled = []
     for number, (query, image) in enumerate(zip(planned, images, strict=True)):
-        ranking = summarise(result[:, :, number].T, ids, settings.item_draws, teacher.teacher_id, "corpus")
-        queries.append(
+        halves = np.stack([scores.rows[:, :, h * len(planned) + number].T for h in (0, 1)])  # [2, r, n]
+        ranking = with_query_noise(
+            summarise(halves.mean(0), ids, settings.item_draws, teacher.teacher_id, "corpus"), halves
+        )
+        labelled.append(
             SnapshotQuery(
                 prompt=query.prompt, seed=query.seed, split=query.split, source="corpus", candidate_set="corpus",
                 near_duplicate_group=query.near_duplicate_group, draws=ranking.draws, image=image,
                 item_ids=ranking.item_ids, tau=ranking.tau, standard_error=ranking.standard_error,
-                tau_halves=ranking.tau_halves,
+                tau_halves=ranking.tau_halves, samples=ranking.samples,
             )
         )  # fmt: skip
     made_by = (
         f"python data/labels/make.py --queries {a.queries} --draws {a.draws} --query-draws {a.query_draws} "
-        f"--seed {a.seed}"
+        f"--damping {a.damping} --seed {a.seed}"
     )
     header = SnapshotHeader("openclipart", model.revision, "openclipart", teacher.teacher_id, made_by)
-    write_snapshot(a.out, header, queries)
-    log.info("wrote %d rankings of %d items to %s", len(queries), len(items), a.out)
-    chosen = [TeacherQuery(pictures[i], planned[i].prompt) for i in range(a.agreement_queries)]
-    if chosen:
-        measure_agreement(model, curvature, settings, teacher_items, chosen, 100, a.reports / "agreement.json")
+    write_snapshot(a.out, header, labelled)
+    log.info("wrote %d rankings of %d items to %s", len(labelled), len(items), a.out)
 
 
 if __name__ == "__main__":

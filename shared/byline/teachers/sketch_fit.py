@@ -33,8 +33,9 @@ from byline.teachers.sketch_set import SketchSet
 ENERGY_SAMPLE = 256
 
 Whitened = Iterator[tuple[str, torch.Tensor]]
-#: Told the rows and the gradients of a chunk's items, one block per orientation, before the chunk counts as written.
-Visit = Callable[[slice, Sequence[GradientBlock]], None]
+#: Told which items a chunk holds (places in the corpus) and their gradients, one block per orientation, before
+#: the chunk counts as written.
+Visit = Callable[[NDArray[np.int64], Sequence[GradientBlock]], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Pass:
     teacher: AbuPlusLinear
     items: Sequence[TeacherItem]
     cost: int
-    visit: Visit | None = None
+    visit: Callable[[slice, Sequence[GradientBlock]], None] | None = None
 
     def chunks(self, written: NDArray[np.bool_], progress: Progress, check: Check) -> Iterator[tuple[slice, Whitened]]:
         """(rows, whitened gradients of their items layer by layer) of the chunks not wholly ``written``."""
@@ -91,6 +92,7 @@ def fit_sketches(
     fidelity_queries: Sequence[TeacherQuery] = (),
     store: Path,
     seed: int = 0,
+    visit: Visit | None = None,
     progress: Progress = ignore_progress,
     check: Check = never_cancelled,
 ) -> SketchSet:
@@ -100,7 +102,8 @@ def fit_sketches(
     per number of the basis (``packed_directions``). ``store`` is a directory for what a killed fit goes on
     from, 2 bytes per coordinate and item of the basis; it belongs to these items, queries and settings
     (others are refused, TeacherNotUsable). Fewer dimensions than asked for where the items span fewer.
-    ``progress`` counts items of the one long pass.
+    ``visit`` is for whoever wants more of the same gradients, full labels for one. ``progress`` counts items
+    of the one long pass.
     """
     require_linear(teacher)
     if not items:
@@ -110,7 +113,7 @@ def fit_sketches(
     asked = kept.pick(queries.items())  # [q, m]
     identity = digest_of(teacher.teacher_id, items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "q": asked})
     chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:basis_items])
-    gather = _Gather(teacher, items, queries, store, f"{identity}/{dimensions}/{bits}/{seed}", progress, check)
+    gather = _Gather(teacher, items, queries, store, f"{identity}/{dimensions}/{bits}/{seed}", progress, check, visit)
     # One item's root mean square: with it the numbers are of order one, as half precision wants them.
     _place, first = next(whitened_items(teacher, [items[chosen[0]]], ignore_progress, check))
     unit = float(kept.pick(first).pow(2).mean().sqrt()) or 1.0
@@ -162,6 +165,7 @@ class _Gather:
     identity: str
     progress: Progress
     check: Check
+    visit: Visit | None
 
     def rows(
         self, chosen: NDArray[np.int64], name: str, width: int, dtype: type[np.generic],
@@ -171,7 +175,12 @@ class _Gather:
         asked = len(next(iter(self.queries.values())))
         held = RowStore.open(self.store / f"{name}.npy", (len(chosen), width), dtype, self.identity)
         full = RowStore.open(self.store / f"{name}-full.npy", (len(chosen), asked), np.float64, self.identity)
-        one_pass = _Pass(self.teacher, [self.items[i] for i in chosen], 4 * width)
+
+        def visited(place: slice, blocks: Sequence[GradientBlock]) -> None:
+            if self.visit is not None:
+                self.visit(chosen[place], blocks)
+
+        one_pass = _Pass(self.teacher, [self.items[i] for i in chosen], 4 * width, visited)
         written = held.written & full.written
 
         def onward(done: int, _total: int) -> None:
