@@ -13,7 +13,8 @@ import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from sqlalchemy import Connection
@@ -28,12 +29,34 @@ from byline.jobs.runner import Beat, Outcome
 from byline.rankings.store import RankingStore
 from byline.teachers import Ranking, Teacher, TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
+from byline.teachers.ranking import Check, Progress, ignore_progress, never_cancelled
 from byline.telemetry import RANKINGS_ADDED, get_logger
 from services.workers.rank_request import RankRequest, Wanted
 from services.workers.scratch import Scratch
 from services.workers.teacher_bench import TeacherBench
 
 log = get_logger(__name__)
+
+
+class ResumableTeacher(Teacher, Protocol):
+    """A teacher that can keep finished chunks of a pass in a folder and go on behind them."""
+
+    def score_many(
+        self,
+        queries: Sequence[TeacherQuery],
+        candidates: Sequence[TeacherItem],
+        *,
+        candidate_set: str = "given",
+        progress: Progress = ignore_progress,
+        check: Check = never_cancelled,
+        store: Path | None = None,
+    ) -> list[Ranking]:
+        """See ``Teacher``; ``store`` is the folder."""
+        ...
+
+
+def _can_resume(teacher: Teacher) -> TypeGuard[ResumableTeacher]:
+    return "store" in inspect.signature(teacher.score_many).parameters
 
 
 class RankStage:
@@ -110,15 +133,14 @@ class RankStage:
     ) -> list[Ranking]:
         """For teachers that pay for every (query, item) pair: none is scored that nobody asked for."""
         found: list[Ranking] = []
-        total, before = sum(map(len, lists)), 0
+        total = sum(map(len, lists))
         for query, items in zip(queries, lists, strict=True):
-            offset = before
-            found.append(
-                teacher.score(
-                    query, items, progress=lambda done, _, at=offset: beat.progress(at + done, total), check=beat.check
-                )
-            )
-            before += len(items)
+            before = sum(map(len, lists[: len(found)]))
+
+            def onward(done: int, _: int, before: int = before) -> None:
+                beat.progress(before + done, total)
+
+            found.append(teacher.score(query, items, progress=onward, check=beat.check))
         return found
 
     def _in_one_pass(
@@ -126,22 +148,22 @@ class RankStage:
         job_id: uuid.UUID, beat: Beat,
     ) -> list[Ranking]:  # fmt: skip
         """All queries over all items at once; finished chunks outlive this attempt where the teacher can keep them."""
-        keywords: dict[str, Any] = {"progress": beat.progress, "check": beat.check}
-        if "store" not in inspect.signature(teacher.score_many).parameters:
-            return teacher.score_many(queries, items, **keywords)
+        if not _can_resume(teacher):
+            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check)
         asked = [str(wanted.query_id) for wanted in request.wanted]
         work = [teacher.teacher_id, *asked, *(str(item.item_id) for item in items)]
         folder = self._scratch.folder(job_id, work)
         resumes = any(folder.iterdir())
         log.info("ranking_pass", queries=len(queries), items=len(items), resumes=resumes)
         try:
-            return teacher.score_many(queries, items, store=folder, **keywords)
+            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check, store=folder)
         except TeacherNotUsable:
             if not resumes:
                 raise
             # What is kept is of another pass after all (other rounding on another machine): begin anew.
             self._scratch.clear(job_id)
-            return teacher.score_many(queries, items, store=self._scratch.folder(job_id, work), **keywords)
+            folder = self._scratch.folder(job_id, work)
+            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check, store=folder)
 
     def _writer(
         self, wanted: Sequence[Wanted], rankings: Sequence[Ranking], job_id: uuid.UUID

@@ -21,7 +21,8 @@ from byline.teachers import Teacher, TeacherItem
 from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.natural_gradient import UnlearningSettings
-from byline.teachers.registry import Fitting, load_ready_teacher
+from byline.teachers.recipes import Fitting
+from byline.teachers.registry import load_ready_teacher
 from byline.teachers.sketch import SketchTeacher
 from byline.teachers.sketch_basis import SketchBasis
 from byline.telemetry import get_logger

@@ -266,3 +266,13 @@ def test_a_batch_of_which_one_query_is_unknown_labels_none(bench: Bench, rank: R
     job = linear(bench, query_ids=[str(add_query(bench)), str(uuid.uuid4())], candidate_ids=[1, 2])
     assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.FAILED
     assert RankingStore(bench.engine).teachers("tiny") == {}
+
+
+def test_curation_may_label_the_whole_corpus_by_sketches(bench: Bench, rank: RankStage) -> None:
+    queries = [add_query(bench, seed) for seed in (1, 2)]
+    payload = {"query_ids": [str(q) for q in queries], "teacher": "sketch", "draws": 16, "candidate_set": "corpus"}
+    job = rank_job(bench, payload)
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    found = labels(bench, job)
+    assert set(found) == set(queries)
+    assert all(label.item_ids.tolist() == [1, 2, 3, 4, 5, 6] for label in found.values())
