@@ -130,7 +130,7 @@ def _gate(
         steps = Table("step", "Spearman", "slope", "lost in rounding", title="Exact form by step size against first "
                       "order", title_justify="left")  # fmt: skip
         for row in found["decades"]:
-            steps.add_row(row["step"], *(_text(row[name]) for name in ("spearman", "slope", "lost")))
+            steps.add_row(row["step"], _text(row["spearman"]), _text(row["slope"]), f"{row['lost']:.1e}")
         console.print(steps)
     verdict = "PASSED" if gate.decision.passed else "NOT PASSED"
     chosen = "abu_plus_linear" if gate.decision.passed else "abu_plus"

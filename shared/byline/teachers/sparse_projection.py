@@ -57,7 +57,8 @@ class SparseProjection:
                 for copy in range(self.copies):
                     sign = signs[copy, part].to(device, torch.float32)[:, None]
                     out.index_add_(0, buckets[copy, part].to(device, torch.int64), values * sign)
-        return (out.T / self.copies**0.5).reshape(*shape, self.dimensions).contiguous()
+        projected: torch.Tensor = (out.T / self.copies**0.5).reshape(*shape, self.dimensions).contiguous()
+        return projected
 
     def _table(self, layer: str, coordinates: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Bucket int32 and sign int8 of each copy and coordinate of a layer, [copies, coordinates] each."""
