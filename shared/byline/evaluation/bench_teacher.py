@@ -186,7 +186,7 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
             rows.append(row)
         rows[-1]["breakdown"]["corpus_pass_outside_unet"] = corpus.seconds - corpus.unet
         rows[-1]["agreement"] = agreement(tau, reference)
-        for count in size.query_counts[:-1]:
+        for count in size.query_counts:
             few = {name: half[:, :count].flatten(0, 1) for name, half in halves.items()}
             with measured(bench.model) as cost:
                 teacher.replicates(few, items[: size.growth_items])
