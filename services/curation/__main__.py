@@ -86,6 +86,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
             count=settings.curation_candidates, explore_share=settings.curation_explore_share,
         ),
         settings.job_ttl_seconds,
+        stop.is_set,
     )  # fmt: skip
 
     def open_jobs() -> int:

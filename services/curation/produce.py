@@ -63,6 +63,8 @@ class Producer:
     generate: Callable[[PlannedQuery], bytes]
     candidates: Callable[[PlannedQuery, bytes], NDArray[np.int64]] | None
     job_ttl_s: float
+    #: Whether the service is to end: then what is generated so far becomes a job, and the rest another day.
+    stopping: Callable[[], bool] = lambda: False
 
     def known(self) -> frozenset[tuple[str, int]]:
         """(prompt, seed) of every query that needs no job: it has a ranking (from the snapshot or from this
@@ -83,7 +85,12 @@ class Producer:
         Queries with an open job are left to that (its id is returned if it has all of them), so doing it again
         makes another job only if the ones before have ended (expired, failed, cancelled).
         """
-        pictures = [self.generate(planned) for planned in batch]
+        pictures: list[bytes] = []
+        for planned in batch:
+            if pictures and self.stopping():
+                break
+            pictures.append(self.generate(planned))
+        batch = batch[: len(pictures)]
         lists = [self._candidates(planned, picture) for planned, picture in zip(batch, pictures, strict=True)]
         digests = [self.blobs.put(picture) for picture in pictures]
         with transaction(self.engine) as connection:

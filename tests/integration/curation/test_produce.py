@@ -133,6 +133,12 @@ def test_the_whole_corpus_is_asked_for_without_a_list(producer: Producer) -> Non
     assert job is not None and not {"candidate_ids", "candidate_ids_by_query", "candidate_set"} & set(job.payload)
 
 
+def test_a_service_that_is_to_end_enqueues_what_it_has_generated(producer: Producer) -> None:
+    stopping = iter([False, True])
+    job = producer.store.find(replace(producer, stopping=lambda: next(stopping)).produce(BATCH))
+    assert job is not None and len(job.payload["query_ids"]) == 2
+
+
 def test_no_query_is_in_two_open_jobs(producer: Producer) -> None:
     first = producer.produce(BATCH[:2])
     second = producer.store.find(producer.produce(BATCH[1:]))

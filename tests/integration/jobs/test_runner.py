@@ -228,3 +228,19 @@ def test_a_heart_that_cannot_reach_the_database_beats_on(runner, store, new_job,
         return {}
 
     assert runner.run(job.id, Stage.LOOKUP, work) is RunOutcome.COMPLETED
+
+
+def test_a_stage_clears_up_once_its_end_is_written_and_not_when_it_is_to_run_again(runner, store, new_job):
+    done, again = store.create(new_job())[0], store.create(new_job())[0]
+    cleared: list[State] = []
+
+    def work(claim, beat):
+        def also(connection):
+            if claim.job.id == again.id:
+                raise RuntimeError("the write failed")
+
+        return Outcome({}, also=also, after=lambda: cleared.append(store.find(claim.job.id).state))
+
+    assert runner.run(done.id, Stage.LOOKUP, work) is RunOutcome.COMPLETED
+    assert runner.run(again.id, Stage.LOOKUP, work) is RunOutcome.RETRIED
+    assert cleared == [State.SUCCEEDED]
