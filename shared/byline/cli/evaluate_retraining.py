@@ -144,7 +144,7 @@ def open_scores(study: Study, size: str) -> ScoreBook:
     """The study's scores of teachers."""
     from byline.evaluation.retraining_scores import ScoreBook, ScoreSettings
 
-    tiny = ScoreSettings(query_draws=8, item_draws=8, samples=32, dampings=(0.1,), aggregations=("sum",))
+    tiny = ScoreSettings(query_draws=8, item_draws=8, samples=32, dampings=(0.1,), forms=("sum", "output_norm"))
     return ScoreBook(study, tiny if size == "tiny" else ScoreSettings(), _stages())
 
 

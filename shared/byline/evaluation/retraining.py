@@ -76,11 +76,14 @@ def without(item_ids: Sequence[int], repetition: int = 0) -> Retraining:
 
 
 class RetrainingStore:
-    """The rows of one study: ``rows.jsonl``, appended under a lock, beside the runs' weights."""
+    """The rows of one study: ``rows.jsonl`` of its queries, appended under a lock, and the runs' weights.
+
+    Weights depend on the training alone: with other queries the same runs are measured again, in seconds.
+    """
 
     def __init__(self, study: Study, likeness: Likeness | None = None) -> None:
         self.study = study
-        self.rows_file = study.directory / "rows.jsonl"
+        self.rows_file = study.query_directory / "rows.jsonl"
         self._weights = study.directory / "weights"
         self._likeness = likeness
         self._model: DiffusionModel | None = None

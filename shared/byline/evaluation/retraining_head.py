@@ -7,10 +7,11 @@ retrainings. Its training queries are further samples of the study's model, of o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from byline.evaluation.retraining_scores import DoubleArray, ScoreBook
+from byline.evaluation.retraining_scores import DoubleArray, Form, ScoreBook
 from byline.features import load_extractor
 from byline.features.spec import FeatureSpec
 from byline.ranker.fit import FitConfig, fit_head
@@ -39,7 +40,8 @@ def score_head(book: ScoreBook, teacher: str, settings: HeadSettings) -> DoubleA
     seeds = [8_000_000 + settings.seed * 10_000 + n for n in range(settings.queries)]
     samples = [TeacherQuery(picture, prompt) for picture, prompt in
                zip(study.sample(book.model, captions, seeds), captions, strict=True)]  # fmt: skip
-    tau = book.first_order_scores(samples, teacher.rpartition(" ")[2], only=teacher)[teacher].astype(np.float32)
+    form = cast(Form, teacher.rpartition(" ")[2])
+    tau = book.first_order_scores(samples, form, only=teacher)[teacher].astype(np.float32)
     extractor = load_extractor(settings.features, device=study.device, model=book.model)
     items = extractor.extract([i.image for i in study.items], [i.caption for i in study.items])
     taught = extractor.extract([s.image for s in samples], captions)

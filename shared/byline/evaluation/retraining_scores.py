@@ -1,11 +1,13 @@
 """Scores of every teacher and variant on a study, each computed once and kept: what retrainings are compared with.
 
 Why it exists: rows of retrainings and scores of teachers meet only in a product, so a new variant is judged in an
-instant by retrainings made before it existed. Layer selections, dampings and curvatures of the first-order teacher
-differ in the query's direction alone: one pass of gradients over the corpus per aggregation gives them all.
+instant by retrainings made before it existed. Layer selections, dampings, curvatures and kernels are all products with
+the same item gradients (``retraining_gradients``): one pass over the corpus per aggregation and objective gives them.
 
-A variant is named by what it is: ``abu_plus_linear all 0.1 sum`` (teacher, layers, damping, aggregation), or the
-teacher's registered name alone where there is nothing to choose.
+A variant is named by what it is: ``abu_plus_linear all 0.1 sum`` (teacher, layers, damping, form), ``trak all 0.1``, or
+the teacher's registered name alone where there is nothing to choose. The kernel teachers are computed here without a
+random projection, as the limit of many dimensions; damping is relative to the mean eigenvalue of the items' Gram
+matrix.
 """
 
 from __future__ import annotations
@@ -13,24 +15,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from byline.diffusion.model import DiffusionModel
 from byline.errors import ModelNotUsable, TeacherNotUsable
+from byline.evaluation.retraining_gradients import StoredGradients, store_gradients
 from byline.evaluation.retraining_study import Study
 from byline.teachers.curvature import Curvature
 from byline.teachers.diagonal_fisher import DiagonalFisher, fit_diagonal_fisher
 from byline.teachers.files import TeacherFiles, curvature_name, fisher_name
-from byline.teachers.first_order import AbuPlusLinear
-from byline.teachers.layers import SELECTIONS, select_layers
+from byline.teachers.item_gradients import Objective
+from byline.teachers.layers import SELECTIONS, EditableLayer, select_layers
 from byline.teachers.natural_gradient import UnlearningSettings, query_gradients
 from byline.teachers.preconditioner import NoCurvature, Preconditioner
 from byline.teachers.ranking import TeacherQuery
@@ -43,6 +45,10 @@ Report = Callable[[str, int, int], None]
 
 #: The first-order teachers and their curvature; the plain gradient has no damping.
 FIRST_ORDER = ("abu_plus_linear", "abu_linear", "gradient_linear")
+#: How an item's gradient is made: the loss, aggregated over timesteps, or D-TRAK's function in its place.
+Form = Literal["sum", "skew", "unit", "output_norm"]
+#: The kernel teachers and whose gradient they project.
+KERNELS: dict[str, Form] = {"trak": "sum", "d_trak": "output_norm"}
 
 
 @dataclass(frozen=True)
@@ -53,37 +59,44 @@ class ScoreSettings:
     """
 
     query_draws: int = 256
-    item_draws: int = 128
+    item_draws: int = 64
     replicates: int = 2
     samples: int = 4096
     selections: tuple[str, ...] = tuple(SELECTIONS)
-    dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
-    aggregations: tuple[str, ...] = ("sum", "skew", "unit")
+    dampings: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+    forms: tuple[Form, ...] = ("sum", "skew", "unit", "output_norm")
     seed: int = 0
 
-    def unlearning(self, corpus_size: int, aggregation: str = "sum", damping: float = 0.1) -> UnlearningSettings:
-        """The teacher's settings for a corpus of this size."""
+    def unlearning(self, corpus_size: int) -> UnlearningSettings:
+        """The draws of a teacher for a corpus of this size."""
         return UnlearningSettings(
-            corpus_size=corpus_size, query_draws=self.query_draws, item_draws=self.item_draws, damping=damping,
+            corpus_size=corpus_size, query_draws=self.query_draws, item_draws=self.item_draws,
             replicates=self.replicates, seed=self.seed + 1, noise="shared",
-            aggregation=aggregation,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
-def variant(teacher: str, selection: str, damping: float, aggregation: str) -> str:
+def variant(teacher: str, selection: str, damping: float, form: Form) -> str:
     """The name of a first-order variant."""
     kind = "" if teacher == "gradient_linear" else f" {damping:g}"
-    return f"{teacher} {selection}{kind} {aggregation}"
+    return f"{teacher} {selection}{kind} {form}"
+
+
+def _objective(form: Form) -> Objective:
+    return "output_norm" if form == "output_norm" else "denoising"
 
 
 class ScoreBook:
-    """tau [q, n] of every variant of one study, kept below ``study.directory / scores`` by settings."""
+    """tau [q, n] of every variant on one study's queries, kept beside them by settings."""
 
     def __init__(self, study: Study, settings: ScoreSettings, report: Report = lambda stage, done, total: None) -> None:
         """Nothing is computed."""
         self.study, self.settings = study, settings
         digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
-        self.directory = study.directory / "scores" / digest
+        self.directory = study.query_directory / f"scores-{digest}"
+        self.count = len(study.items)
+        of_items = (settings.item_draws, settings.replicates, settings.seed, settings.selections)
+        digest = hashlib.sha256(json.dumps(of_items).encode()).hexdigest()[:8]
+        self._gradient_directory = study.directory / "gradients" / digest
         self.files = TeacherFiles(study.directory / "teachers")
         self._report = report
 
@@ -91,6 +104,16 @@ class ScoreBook:
     def model(self) -> DiffusionModel:
         """The study's base model."""
         return self.study.model()
+
+    @cached_property
+    def widest(self) -> str:
+        """The selection that holds all others asked for."""
+        return max(self.settings.selections, key=list(SELECTIONS).index)
+
+    @cached_property
+    def layers(self) -> dict[str, EditableLayer]:
+        """The widest selection's layers."""
+        return select_layers(self.model.unet, self.widest)
 
     def names(self) -> list[str]:
         """Variants that are there."""
@@ -120,68 +143,84 @@ class ScoreBook:
     def ensure(self, teachers: Sequence[str]) -> dict[str, str]:
         """Score the registered ``teachers`` in all their variants; returns those that cannot run, with the reason."""
         skipped: dict[str, str] = {}
-        if set(teachers) & set(FIRST_ORDER):
-            for aggregation in self.settings.aggregations:
-                self.first_order(aggregation)
+        self.simple_baselines()
         for name in teachers:
-            if name in FIRST_ORDER or self.has(name):
-                continue
             try:
-                self.put(name, self.registered(name))
+                self._ensure(name)
             except (ModelNotUsable, TeacherNotUsable) as error:
                 log.warning("%s is left out: %s", name, error)
                 skipped[name] = str(error)
-        self.simple_baselines()
         return skipped
+
+    def _ensure(self, teacher: str) -> None:
+        if teacher in FIRST_ORDER:
+            for form in self.settings.forms:
+                if not all(self.has(name) for name in self._plan(form)):
+                    for name, tau in self.first_order_scores(self.study.queries, form).items():
+                        self.put(name, tau)
+        elif teacher in KERNELS:
+            if not all(self.has(name) for name in self._kernel_plan(teacher)):
+                for name, tau in self.kernel_scores(self.study.queries, teacher).items():
+                    self.put(name, tau)
+        elif not self.has(teacher):
+            self.put(teacher, self.registered(teacher))
 
     def registered(self, name: str, queries: Sequence[TeacherQuery] | None = None) -> DoubleArray:
         """tau [q, n] of a teacher by its registered name, fitted on the study's corpus where it needs to be."""
         teacher = load_ready_teacher(
-            name, self.model, self.files, self.settings.unlearning(len(self.study.items)), lambda: self.study.items,
+            name, self.model, self.files, self.settings.unlearning(self.count), lambda: self.study.items,
             fitting=Fitting(self.settings.samples, self.settings.seed), progress=self._progress(f"fit {name}"),
         )  # fmt: skip
         teacher.fit(self.study.items, progress=self._progress(f"fit {name}"))
         rankings = teacher.score_many(queries or self.study.queries, self.study.items, progress=self._progress(name))
         return np.stack([ranking.tau.astype(np.float64) for ranking in rankings])
 
-    def first_order(self, aggregation: str) -> None:
-        """All selections, dampings and curvatures of the first-order teacher with one aggregation."""
-        plan = self._plan(aggregation)
-        if all(self.has(name) for name in plan):
-            return
-        unfinished = self.directory / f"pass-{aggregation}"
-        tau = self.first_order_scores(self.study.queries, aggregation, store=unfinished / "tau.npy")
-        for name, scores in tau.items():
-            self.put(name, scores)
-        shutil.rmtree(unfinished, ignore_errors=True)
-
     def first_order_scores(
-        self, queries: Sequence[TeacherQuery], aggregation: str, only: str | None = None, store: Path | None = None
+        self, queries: Sequence[TeacherQuery], form: Form, only: str | None = None
     ) -> dict[str, DoubleArray]:
-        """tau [q, n] by variant for any queries; ``only`` one of them where not all are wanted.
-
-        A pass killed on its way goes on from ``store``.
-        """
-        settings = self.settings.unlearning(len(self.study.items), aggregation)
-        widest = max(self.settings.selections, key=list(SELECTIONS).index)
-        curvature = self.curvature(widest)
-        layers = select_layers(self.model.unet, widest)
-        plan = {n: v for n, v in self._plan(aggregation).items() if only in (None, n)}
+        """tau [q, n] by variant for any queries; ``only`` one of them where not all are wanted."""
+        plan = {n: v for n, v in self._plan(form).items() if only in (None, n)}
         kinds = list(dict.fromkeys((teacher, damping) for teacher, _, damping in plan.values()))
-        gradients = query_gradients(self.model, layers, queries, settings)
-        parts = [self._preconditioner(t, widest, curvature).precondition(gradients, d) for t, d in kinds]
-        stacked = {name: torch.cat([part[name] for part in parts]) for name in layers}  # [kinds * q, rows, columns]
-        teacher = AbuPlusLinear(self.model, curvature, settings)
-        found = teacher.layer_replicates(
-            stacked, self.study.items, self._progress(f"first order, {aggregation}"), store=store
-        )  # [layers, n, r, kinds * q]
-        by_layer = found.mean(2).reshape(len(layers), len(self.study.items), len(kinds), len(queries))
+        found = self._query_gradients(queries, form)
+        parts = [self._preconditioner(t).precondition(found, d) for t, d in kinds]
+        items = self.gradients(form)
+        by_layer = {
+            name: items.products(name, torch.cat([part[name] for part in parts])).reshape(self.count, len(kinds), -1)
+            for name in self.layers
+        }  # [n, kinds, q]
         tau: dict[str, DoubleArray] = {}
         for name, (kind, selection, damping) in plan.items():
-            inside = list(select_layers(self.model.unet, selection))
-            rows = [i for i, layer in enumerate(layers) if layer in inside]
-            tau[name] = by_layer[rows, :, kinds.index((kind, damping))].sum(0).T
+            inside = select_layers(self.model.unet, selection)
+            total = sum(by_layer[layer][:, kinds.index((kind, damping))] for layer in inside)
+            tau[name] = np.asarray(total).T / self.count
         return tau
+
+    def kernel_scores(self, queries: Sequence[TeacherQuery], teacher: str) -> dict[str, DoubleArray]:
+        """tau [q, n] of ``trak`` or ``d_trak`` by variant: k_q (K + lambda)^-1, K the items' Gram matrix."""
+        found = self._query_gradients(queries, KERNELS[teacher])
+        items = self.gradients(KERNELS[teacher])
+        grams = {name: items.gram(name) for name in self.layers}
+        meets = {name: items.products(name, found[name]) for name in self.layers}
+        tau: dict[str, DoubleArray] = {}
+        for name, (selection, damping) in self._kernel_plan(teacher).items():
+            inside = select_layers(self.model.unet, selection)
+            gram = np.sum([grams[layer] for layer in inside], axis=0)
+            ridge = damping * np.trace(gram) / len(gram) * np.eye(len(gram))
+            tau[name] = np.linalg.solve(gram + ridge, np.sum([meets[layer] for layer in inside], axis=0)).T
+        return tau
+
+    def gradients(self, form: Form) -> StoredGradients:
+        """The items' gradients over the widest selection; one pass, resumable."""
+        scheme = self.settings.unlearning(self.count).noise_scheme
+        return store_gradients(
+            self.model, self.layers, self.study.items, scheme, self._gradient_directory / f"{form}.npy",
+            aggregation="sum" if form == "output_norm" else form, objective=_objective(form),
+            progress=self._progress(f"gradients, {form}"),
+        )  # fmt: skip
+
+    def _query_gradients(self, queries: Sequence[TeacherQuery], form: Form) -> dict[str, torch.Tensor]:
+        settings = self.settings.unlearning(self.count)
+        return query_gradients(self.model, self.layers, queries, settings, objective=_objective(form))
 
     def curvature(self, selection: str) -> Curvature:
         """EK-FAC factors of the study's model, fitted on its corpus."""
@@ -212,21 +251,29 @@ class ScoreBook:
         rng = np.random.default_rng([self.settings.seed, 5])
         self.put("random", rng.standard_normal((len(prompts), len(captions))))
 
-    def _plan(self, aggregation: str) -> dict[str, tuple[str, str, float]]:
-        """Variant name -> (teacher, selection, damping) of one aggregation."""
+    def _plan(self, form: Form) -> dict[str, tuple[str, str, float]]:
+        """Variant name -> (teacher, selection, damping) of one form."""
         return {
-            variant(teacher, selection, damping, aggregation): (teacher, selection, damping)
+            variant(teacher, selection, damping, form): (teacher, selection, damping)
             for teacher in FIRST_ORDER
             for selection in self.settings.selections
             for damping in (self.settings.dampings if teacher != "gradient_linear" else (0.0,))
         }
 
-    def _preconditioner(self, teacher: str, selection: str, curvature: Curvature) -> Preconditioner:
+    def _kernel_plan(self, teacher: str) -> dict[str, tuple[str, float]]:
+        """Variant name -> (selection, damping) of a kernel teacher."""
+        return {
+            f"{teacher} {selection} {damping:g}": (selection, damping)
+            for selection in self.settings.selections
+            for damping in self.settings.dampings
+        }
+
+    def _preconditioner(self, teacher: str) -> Preconditioner:
         if teacher == "abu_plus_linear":
-            return curvature
+            return self.curvature(self.widest)
         if teacher == "abu_linear":
-            return self.diagonal(selection)
-        return NoCurvature(selection, self.model.revision)
+            return self.diagonal(self.widest)
+        return NoCurvature(self.widest, self.model.revision)
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._report(stage, done, total)

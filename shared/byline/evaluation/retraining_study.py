@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ RICH_THEMES = (
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Everything that decides what a retraining gives. ``themes`` empty: the whole corpus is drawn from.
+    """Everything that decides what a retraining gives (``training``), and what is asked of it.
 
+    ``themes`` empty: the whole corpus is drawn from.
     ``channels`` are the UNet's; the rest of its configuration is the source model's. ``pretraining_steps`` on all
     items outside of the themes make the first weights (0: random ones), shared by the base model and every retraining;
     order, noise and dropout have the retraining's own seed. ``loss_draws`` stratified (timestep, noise) pairs measure
@@ -70,10 +72,16 @@ class StudySettings:
     warm_up: int = 50
     decay: float = 0.5
     queries: int = 30
+    candidates: int = 10
     guidance: float = 2.5
     sampling_steps: int = 50
     loss_draws: int = 200
     seed: int = 0
+
+    def training(self) -> dict[str, Any]:
+        """The part that weights depend on; queries may be chosen anew without training again."""
+        asked = ("queries", "candidates", "guidance", "sampling_steps", "loss_draws")
+        return {name: value for name, value in asdict(self).items() if name not in asked}
 
     def recipe(self, seed: int) -> Recipe:
         """The training run of one seed."""
@@ -87,7 +95,8 @@ SIZES = {
                             pretraining_steps=0, steps=4000, batch=128, rate=1e-3, warm_up=500, decay=0.2,
                             queries=100, guidance=3.0),
     "tiny": StudySettings(items=24, themes=(), channels=(8, 8), norm_groups=4, pretraining_steps=0, steps=4, batch=8,
-                          rate=1e-3, warm_up=1, queries=4, sampling_steps=2, loss_draws=8),
+                          rate=1e-3, warm_up=1, queries=4,
+                          candidates=2, sampling_steps=2, loss_draws=8),
 }  # fmt: skip
 
 
@@ -131,19 +140,18 @@ class Study:
 
     def __init__(self, settings: StudySettings, corpus: Path, source: Path, root: Path, device: str = "cpu") -> None:
         self.settings, self.corpus, self.source, self.device = settings, corpus, source, device
-        facts = json.dumps(
-            {**asdict(settings), "corpus": _digest(corpus), "source": directory_revision(source)}, sort_keys=True
-        )
-        self.study_id = hashlib.sha256(facts.encode()).hexdigest()[:12]
+        facts = {**settings.training(), "corpus": _digest(corpus), "source": directory_revision(source)}
+        self.study_id = _short(facts)
+        self.query_id = _short({**facts, **asdict(settings)})
         self.directory = root / self.study_id
-        self._facts = facts
+        self.query_directory = self.directory / f"queries-{self.query_id}"
+        self._facts = json.dumps({**facts, **asdict(settings)}, sort_keys=True)
 
     # -- making it ---------------------------------------------------------------------------
 
     def prepare(self, progress: Progress = lambda done, total: None) -> None:
         """Encodings, first weights, base model and queries, each made once; ``progress`` counts training steps."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "study.json").write_text(self._facts + "\n")
         if not (self.directory / "encodings.safetensors").exists():
             _save(self._encode(self.items), self.directory / "encodings.safetensors")
         if not (self.directory / "initial.safetensors").exists():
@@ -151,7 +159,7 @@ class Study:
         if not (self.model_directory / "unet" / "config.json").exists():
             average = self.train(np.arange(len(self.items)), self.settings.seed, progress)
             self._write_model(average)
-        if not (self.directory / "queries.json").exists():
+        if not (self.query_directory / "queries.json").exists():
             self._draw_queries()
 
     def _encode(self, items: list[TeacherItem]) -> dict[str, torch.Tensor]:
@@ -196,20 +204,39 @@ class Study:
         (self.model_directory / "unet.partial").rename(self.model_directory / "unet")
 
     def _draw_queries(self) -> None:
-        """Samples of the base model for captions of the subset, spread over it, no two of one caption."""
+        """Samples of the base model for captions of the subset, spread over it, no two of one caption.
+
+        File order runs through the themes, so the captions are cut into as many stretches as there are queries. Of each
+        stretch ``candidates`` captions are drawn and sampled; the sample nearest (cosine of centred latents) to a
+        training image of its own caption is kept.
+        """
+        settings, model = self.settings, self.model()
         captions = list(dict.fromkeys(i.caption for i in self.items))
-        # File order runs through the themes: every n-th caption visits them all.
-        places = np.linspace(0, len(captions), self.settings.queries, endpoint=False)
-        offset = np.random.default_rng([self.settings.seed, 1]).uniform(0, len(captions) / self.settings.queries)
-        prompts = [captions[int(p + offset) % len(captions)] for p in places]
-        seeds = [7_000_000 + self.settings.seed * 1000 + n for n in range(len(prompts))]
-        pictures = self.sample(self.model(), prompts, seeds)
-        folder = self.directory / "queries"
-        folder.mkdir(exist_ok=True)
-        for n, picture in enumerate(pictures):
-            picture.save(folder / f"{n:03d}.png")
-        rows = [{"prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
-        _write_text(self.directory / "queries.json", json.dumps(rows, indent=1))
+        rng = np.random.default_rng([settings.seed, 1])
+        stretches = [rng.permutation(s)[: settings.candidates] for s in np.array_split(captions, settings.queries)]
+        prompts = [str(caption) for stretch in stretches for caption in stretch]
+        seeds = [7_000_000 + settings.seed * 10_000 + n for n in range(len(prompts))]
+        pictures = self.sample(model, prompts, seeds)
+        likeness = self._likeness_to_source(model, pictures, prompts)
+        place = np.cumsum([0, *map(len, stretches)])
+        best = [int(a + np.argmax(likeness[a:b])) for a, b in pairwise(place)]
+        self.query_directory.mkdir(parents=True, exist_ok=True)
+        for number, n in enumerate(best):
+            pictures[n].save(self.query_directory / f"{number:03d}.png")
+        rows = [{"prompt": prompts[n], "seed": seeds[n], "likeness": round(float(likeness[n]), 4)} for n in best]
+        _write_text(self.query_directory / "study.json", self._facts)
+        _write_text(self.query_directory / "queries.json", json.dumps(rows, indent=1))
+
+    def _likeness_to_source(
+        self, model: DiffusionModel, pictures: list[Image.Image], prompts: list[str]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Largest cosine of each picture's latent with those of the items of its caption, the mean latent taken out."""
+        latents = self.training_set.latents.flatten(1)
+        mean = latents.mean(0)
+        unit = torch.nn.functional.normalize(latents - mean)
+        asked = torch.nn.functional.normalize(model.encode_images(pictures).cpu().flatten(1) - mean)
+        same = torch.tensor([[item.caption == prompt for item in self.items] for prompt in prompts])
+        return (asked @ unit.T).masked_fill(~same, -1.0).amax(1).double().numpy()
 
     # -- what it holds -----------------------------------------------------------------------
 
@@ -258,12 +285,12 @@ class Study:
     @cached_property
     def prompts(self) -> list[tuple[str, int]]:
         """(prompt, sampling seed) of every query."""
-        return [(r["prompt"], r["seed"]) for r in json.loads((self.directory / "queries.json").read_text())]
+        return [(r["prompt"], r["seed"]) for r in json.loads((self.query_directory / "queries.json").read_text())]
 
     @cached_property
     def queries(self) -> list[TeacherQuery]:
         """The queries as a teacher is asked them."""
-        pictures = [Image.open(self.directory / "queries" / f"{n:03d}.png").convert("RGB")
+        pictures = [Image.open(self.query_directory / f"{n:03d}.png").convert("RGB")
                     for n in range(len(self.prompts))]  # fmt: skip
         return [TeacherQuery(picture, prompt) for picture, (prompt, _) in zip(pictures, self.prompts, strict=True)]
 
@@ -324,6 +351,10 @@ class Study:
             for t, e in zip(timesteps.split(200), noise.split(200), strict=True)
         ]  # fmt: skip
         return torch.stack(found).reshape(len(latents), -1).sum(1).cpu().numpy() / scheme.draws
+
+
+def _short(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:
