@@ -33,6 +33,8 @@ log = get_logger(__name__)
 
 #: One for the stage, one for its heartbeat, one for the report, one for the release watch.
 _POOL_SIZE = 4
+#: A client's job that waits so long for the slow queue, though its doorbell was rung, finds no idle worker.
+_WAITED_S = 1.0
 
 
 class WorkerChild:
@@ -187,6 +189,7 @@ class WorkerChild:
             teacher=settings.curation_teacher,
             draws=settings.curation_draws,
             clock=time.perf_counter,
+            clients_wait=lambda: self._store.anybody_waits((Stage.ESTIMATE, Stage.VERIFY), _WAITED_S),
         )
         return {Stage.ESTIMATE: estimate, Stage.VERIFY: verify, Stage.RANK: rank}
 

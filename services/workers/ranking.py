@@ -23,12 +23,13 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
-from byline.errors import BlobNotFound, InvalidRequest, TeacherNotUsable
+from byline.errors import BlobNotFound, DatabaseUnavailable, GaveWay, InvalidRequest, TeacherNotUsable
 from byline.jobs import Claim
 from byline.jobs.runner import Beat, Outcome
 from byline.rankings.store import RankingStore
 from byline.teachers import Ranking, Teacher, TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
+from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.ranking import Check, Progress, ignore_progress, never_cancelled
 from byline.telemetry import RANKINGS_ADDED, get_logger
 from services.workers.rank_request import RankRequest, Wanted
@@ -36,6 +37,12 @@ from services.workers.scratch import Scratch
 from services.workers.teacher_bench import TeacherBench
 
 log = get_logger(__name__)
+
+#: Bytes of gradients in a chunk of a first-order pass: some seconds of work, after which progress is seen, what is
+#: done is kept, and a client's job may go first.
+CHUNK_BYTES = 64 << 20
+#: Seconds of work a claim does at least before it gives way: starting again costs the queries' gradients.
+GIVES_WAY_AFTER_S = 2.0
 
 
 class ResumableTeacher(Teacher, Protocol):
@@ -75,6 +82,7 @@ class RankStage:
         teacher: str,
         draws: int,
         clock: Callable[[], float],
+        clients_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         self._rankings = rankings
         self._catalog = catalog
@@ -86,6 +94,7 @@ class RankStage:
         self._teacher = teacher
         self._draws = draws
         self._clock = clock
+        self._clients_wait = clients_wait
 
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
         """Score the candidates. Items withdrawn since the job was made are left out; so is their ranking."""
@@ -148,6 +157,8 @@ class RankStage:
         job_id: uuid.UUID, beat: Beat,
     ) -> list[Ranking]:  # fmt: skip
         """All queries over all items at once; finished chunks outlive this attempt where the teacher can keep them."""
+        if isinstance(teacher, AbuPlusLinear):
+            teacher.memory = min(teacher.memory, CHUNK_BYTES)
         if not _can_resume(teacher):
             return teacher.score_many(queries, items, progress=beat.progress, check=beat.check)
         asked = [str(wanted.query_id) for wanted in request.wanted]
@@ -155,15 +166,40 @@ class RankStage:
         folder = self._scratch.folder(job_id, work)
         resumes = any(folder.iterdir())
         log.info("ranking_pass", queries=len(queries), items=len(items), resumes=resumes)
+        progress = self._yielding(beat)
         try:
-            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check, store=folder)
+            return teacher.score_many(queries, items, progress=progress, check=beat.check, store=folder)
         except TeacherNotUsable:
             if not resumes:
                 raise
             # What is kept is of another pass after all (other rounding on another machine): begin anew.
             self._scratch.clear(job_id)
             folder = self._scratch.folder(job_id, work)
-            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check, store=folder)
+            return teacher.score_many(queries, items, progress=progress, check=beat.check, store=folder)
+
+    def _yielding(self, beat: Beat) -> Progress:
+        """Progress that lets a client's job go first, between two chunks and not before some work is done.
+
+        It is called when a chunk is kept. Chunks of an earlier attempt are reported in no time, so a claim that
+        gives way has kept at least one more than the claim before: clients delay a ranking, they never starve it.
+        """
+        first: float | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal first
+            beat.progress(done, total)
+            now = self._clock()
+            first = now if first is None else first
+            if done < total and now - first > GIVES_WAY_AFTER_S and self._somebody_waits():
+                raise GaveWay("a client waits; this ranking goes on later")
+
+        return progress
+
+    def _somebody_waits(self) -> bool:
+        try:
+            return self._clients_wait()
+        except DatabaseUnavailable:  # nobody can be served without it, and this work goes on
+            return False
 
     def _writer(
         self, wanted: Sequence[Wanted], rankings: Sequence[Ranking], job_id: uuid.UUID

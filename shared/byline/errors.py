@@ -293,6 +293,12 @@ class WorkerStopping(BylineError):
     retry_after_s = 0.0
 
 
+class GaveWay(WorkerStopping):
+    """A long stage stopped between two chunks because a client waits: it goes on later, behind what it kept."""
+
+    reason = "GAVE_WAY"
+
+
 class JobNotRetryable(BylineError):
     """Only a dead job (attempts used up) can be retried or discarded."""
 

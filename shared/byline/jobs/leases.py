@@ -152,12 +152,12 @@ def acknowledge_cancel(connection: Connection, held: Claim) -> Job:
     return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
 
 
-def give_back(connection: Connection, held: Claim) -> Job:
-    """The worker is stopping: queue the job again at once and do not count the attempt. Raises ``LeaseLost``."""
+def give_back(connection: Connection, held: Claim, reason: str) -> Job:
+    """The worker stops for no fault of the job: queue it again at once, the attempt not counted. ``LeaseLost``."""
     job = _require(connection, held)
     if job.state is State.CANCELLING:
         return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
-    return requeue(connection, job, actor=held.worker_id, reason="worker stopping", delay_s=0, attempt=job.attempt - 1)
+    return requeue(connection, job, actor=held.worker_id, reason=reason, delay_s=0, attempt=job.attempt - 1)
 
 
 def _held(connection: Connection, held: Claim) -> Job | None:

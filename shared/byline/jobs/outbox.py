@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text
@@ -171,6 +171,20 @@ def depths(connection: Connection) -> list[StageDepth]:
         )
         for stage in Stage
     ]
+
+
+def anybody_waits(connection: Connection, stages: Collection[Stage], for_s: float) -> bool:
+    """Whether a job waits for one of ``stages`` since ``for_s`` seconds with its doorbell rung: workers are busy."""
+    statement = text("""
+        SELECT EXISTS (
+            SELECT 1 FROM jobs j WHERE j.state = 'QUEUED' AND j.stage = ANY(:stages) AND j.dispatched_at IS NOT NULL
+                AND j.update_time <= now() - make_interval(secs => :waited)
+                AND (j.next_attempt_at IS NULL OR j.next_attempt_at <= now())
+                AND NOT EXISTS (SELECT 1 FROM stage_controls c WHERE c.stage = j.stage AND c.paused)
+        )
+    """)
+    parameters = {"stages": [stage.value for stage in stages], "waited": float(for_s)}
+    return bool(connection.execute(statement, parameters).scalar_one())
 
 
 def set_paused(connection: Connection, stage: Stage, paused: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from byline import telemetry
-from byline.errors import BylineError, DatabaseUnavailable, JobCancelled, LeaseLost, WorkerStopping
+from byline.errors import BylineError, DatabaseUnavailable, GaveWay, JobCancelled, LeaseLost, WorkerStopping
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import is_retryable
 from byline.jobs.states import Stage, State
@@ -46,7 +46,7 @@ class RunOutcome(StrEnum):
     CANCELLED = "cancelled"
     #: Another worker holds the job, or it ended without us; nothing was written.
     LEASE_LOST = "lease_lost"
-    #: Given back because this worker is stopping.
+    #: Given back because this worker is stopping, or does something more urgent first.
     RELEASED = "released"
 
 
@@ -166,8 +166,9 @@ class StageRunner:
             found = work(claim, beat)
         except LeaseLost:
             raise
-        except WorkerStopping:
-            return self._end(claim, self._store.release)
+        except WorkerStopping as error:
+            reason = "gave way" if isinstance(error, GaveWay) else "worker stopping"
+            return self._end(claim, lambda held: self._store.release(held, reason))
         except JobCancelled as error:
             if not beat.cancelled:
                 return self._failed(claim, error)

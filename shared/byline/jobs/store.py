@@ -172,13 +172,13 @@ class JobStore:
         with transaction(self._engine) as connection:
             return leases.acknowledge_cancel(connection, claim)
 
-    def release(self, claim: Claim) -> Job:
+    def release(self, claim: Claim, reason: str = "worker stopping") -> Job:
         """Give the lease back unfinished (graceful stop): queued at once, the attempt not counted.
 
         Raises ``LeaseLost``.
         """
         with transaction(self._engine) as connection:
-            return leases.give_back(connection, claim)
+            return leases.give_back(connection, claim, reason)
 
     # --- dispatcher and operators ----------------------------------------------------------------------
 
@@ -206,6 +206,11 @@ class JobStore:
         """Queued, running and waiting of every stage."""
         with transaction(self._engine) as connection:
             return outbox.depths(connection)
+
+    def anybody_waits(self, stages: Collection[Stage], for_s: float) -> bool:
+        """Whether a job has waited so long for one of these stages, due, not paused, and its doorbell rung."""
+        with transaction(self._engine) as connection:
+            return outbox.anybody_waits(connection, stages, for_s)
 
     def set_paused(self, stage: Stage, paused: bool) -> None:
         """Pause or resume a stage for every worker."""

@@ -80,6 +80,22 @@ def test_an_estimate_is_rung_before_a_verification_that_became_due_with_it(store
     assert due(store) == [fresh, estimated, verified, ranking]
 
 
+def test_somebody_waits_who_was_rung_long_ago_and_may_run(store, new_job, let_pass):
+    (job_id,) = create(store, new_job)
+    slow = (Stage.LOOKUP,)
+    assert not store.anybody_waits(slow, 1.0), "not rung yet: no worker has refused it"
+    due(store)
+    assert not store.anybody_waits(slow, 60.0) and store.anybody_waits(slow, 0.0)
+    assert not store.anybody_waits((Stage.VERIFY,), 0.0)
+    store.set_paused(Stage.LOOKUP, True)
+    assert not store.anybody_waits(slow, 0.0)
+    store.set_paused(Stage.LOOKUP, False)
+    due(store)
+    assert store.anybody_waits(slow, 0.0)
+    store.claim(job_id, Stage.LOOKUP, "w", 30)
+    assert not store.anybody_waits(slow, 0.0)
+
+
 def test_a_paused_stage_starts_nothing_and_resumes_at_once(store, new_job):
     waiting, out = create(store, new_job, 2)
     store.take_due({Stage.LOOKUP: 1}, AGAIN_S)

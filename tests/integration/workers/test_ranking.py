@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,6 +29,10 @@ from .conftest import Bench, png
 
 @pytest.fixture
 def rank(bench: Bench, tmp_path: Path) -> RankStage:
+    return make_rank(bench, tmp_path)
+
+
+def make_rank(bench: Bench, tmp_path: Path, **more: Any) -> RankStage:
     return RankStage(
         rankings=RankingStore(bench.engine),
         catalog=bench.catalog,
@@ -38,7 +43,7 @@ def rank(bench: Bench, tmp_path: Path) -> RankStage:
         withdrawn=bench.withdrawn,
         teacher="abu_plus",
         draws=16,
-        clock=time.perf_counter,
+        **({"clock": time.perf_counter} | more),
     )
 
 
@@ -251,6 +256,23 @@ def test_what_an_attempt_kept_is_not_taken_for_the_scores_of_other_items(
     assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
     (label,) = labels(bench, job).values()
     assert label.item_ids.tolist() == [1, 3, 4, 5, 6]
+
+
+def test_a_ranking_gives_way_to_a_client_between_chunks_and_goes_on_behind_them(
+    bench: Bench, chunks_of_two: list[int], tmp_path: Path
+) -> None:
+    waiting = [True]
+    seconds = itertools.count(0.0, 5.0)
+    rank = make_rank(bench, tmp_path, clock=lambda: next(seconds), clients_wait=lambda: waiting[0])
+    job = linear(bench, query_ids=[str(add_query(bench))], candidate_set="corpus")
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.RELEASED
+    assert chunks_of_two == [1, 2, 3, 4], "the first chunk starts the clock, after the second it gives way"
+    given = bench.jobs.find(job.id)
+    assert given is not None and (given.state, given.attempt) == (State.QUEUED, 0)
+    assert bench.jobs.events(job.id)[-1].reason == "gave way"
+    waiting[0] = False
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert chunks_of_two == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_exact_teacher_scores_only_what_each_query_asked_for(bench: Bench, rank: RankStage) -> None:
