@@ -33,8 +33,8 @@ PUBLISHED = "abu_plus_linear cross_attention_kv 0.1 sum"
 TEACHERS = ("abu_plus_linear,abu_linear,gradient_linear,trak,d_trak,similarity:pixels,similarity:efficientnet_lite0,"
             "similarity:minilm,similarity:denoiser")  # fmt: skip
 METHODS = ("random", "caption words", "similarity:pixels", "similarity:efficientnet_lite0", "similarity:minilm",
-           "similarity:denoiser", "abu_linear cross_attention_kv 0.1 sum", "gradient_linear all sum", "trak",
-           "d_trak", "head")  # fmt: skip
+           "similarity:denoiser", "abu_linear cross_attention_kv 0.1 sum", "gradient_linear all sum",
+           "trak all 0.1", "d_trak all 0.1", "head")  # fmt: skip
 #: Of a printed table: a variant's name must not be broken.
 WIDTH = 150
 
@@ -102,7 +102,7 @@ def counterfactual(
     study, store = open_study(settings, size, work)
     book = open_scores(study, size)
     chosen = [m for m in methods.split(",") if m] or [reference, PUBLISHED, *METHODS]
-    book.ensure(sorted({m.split()[0] for m in chosen if m not in ("random", "caption words", "head")}))
+    skipped = book.ensure_variants([m for m in chosen if m != "head"])
     if "head" in chosen:
         _ensure_head(book, reference, size)
     tau = {m: book.get(m) for m in dict.fromkeys(chosen) if book.has(m)}
@@ -121,7 +121,8 @@ def counterfactual(
         entry = {"method": arm.method, "k": arm.k, "group": arm.group, "targets": list(arm.targets)}
         labels.setdefault(without(arm.removed).key(study.study_id), []).append(entry)
     lines = retraining_rows(runs, rows, study.study_id, labels)
-    figures = {"study": _facts(study), **counterfactual_json(table, reference, len(lines)), "retraining_rows": lines}
+    figures = {"study": _facts(study), "skipped": skipped, **counterfactual_json(table, reference, len(lines)),
+               "rows_of_retrainings": lines}  # fmt: skip
     _write(out, figures, settings, started)
 
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,9 @@ Report = Callable[[str, int, int], None]
 FIRST_ORDER = ("abu_plus_linear", "abu_linear", "gradient_linear")
 #: How an item's gradient is made: the loss, aggregated over timesteps, or D-TRAK's function in its place.
 Form = Literal["sum", "skew", "unit", "output_norm"]
+FORMS: dict[str, Form] = {"sum": "sum", "skew": "skew", "unit": "unit", "output_norm": "output_norm"}
+#: What needs no teacher.
+SIMPLE = ("random", "caption words")
 #: The kernel teachers and whose gradient they project.
 KERNELS: dict[str, Form] = {"trak": "sum", "d_trak": "output_norm"}
 
@@ -81,6 +84,10 @@ def variant(teacher: str, selection: str, damping: float, form: Form) -> str:
     return f"{teacher} {selection}{kind} {form}"
 
 
+def _short(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
 def _objective(form: Form) -> Objective:
     return "output_norm" if form == "output_norm" else "denoising"
 
@@ -91,12 +98,10 @@ class ScoreBook:
     def __init__(self, study: Study, settings: ScoreSettings, report: Report = lambda stage, done, total: None) -> None:
         """Nothing is computed."""
         self.study, self.settings = study, settings
-        digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
-        self.directory = study.query_directory / f"scores-{digest}"
         self.count = len(study.items)
-        of_items = (settings.item_draws, settings.replicates, settings.seed, settings.selections)
-        digest = hashlib.sha256(json.dumps(of_items).encode()).hexdigest()[:8]
-        self._gradient_directory = study.directory / "gradients" / digest
+        of_items = (settings.item_draws, settings.replicates, settings.seed, self.widest)
+        self._gradient_directory = study.directory / "gradients" / _short(*of_items)
+        self.directory = study.query_directory / f"scores-{_short(*of_items, settings.query_draws, settings.samples)}"
         self.files = TeacherFiles(study.directory / "teachers")
         self._report = report
 
@@ -142,28 +147,38 @@ class ScoreBook:
 
     def ensure(self, teachers: Sequence[str]) -> dict[str, str]:
         """Score the registered ``teachers`` in all their variants; returns those that cannot run, with the reason."""
+        names = ["random"]
+        for teacher in teachers:
+            if teacher in FIRST_ORDER:
+                names += [name for form in self.settings.forms for name in self._plan(form)]
+            else:
+                names += list(self._kernel_plan(teacher)) if teacher in KERNELS else [teacher]
+        return self.ensure_variants(names)
+
+    def ensure_variants(self, names: Sequence[str]) -> dict[str, str]:
+        """Score the variants ``names`` (and whatever falls out on the way); returns those that cannot run."""
         skipped: dict[str, str] = {}
-        self.simple_baselines()
-        for name in teachers:
+        for name in names:
+            if self.has(name):
+                continue
             try:
-                self._ensure(name)
+                for made, tau in self._score(name).items():
+                    self.put(made, tau)
             except (ModelNotUsable, TeacherNotUsable) as error:
                 log.warning("%s is left out: %s", name, error)
                 skipped[name] = str(error)
         return skipped
 
-    def _ensure(self, teacher: str) -> None:
-        if teacher in FIRST_ORDER:
-            for form in self.settings.forms:
-                if not all(self.has(name) for name in self._plan(form)):
-                    for name, tau in self.first_order_scores(self.study.queries, form).items():
-                        self.put(name, tau)
-        elif teacher in KERNELS:
-            if not all(self.has(name) for name in self._kernel_plan(teacher)):
-                for name, tau in self.kernel_scores(self.study.queries, teacher).items():
-                    self.put(name, tau)
-        elif not self.has(teacher):
-            self.put(teacher, self.registered(teacher))
+    def _score(self, name: str) -> dict[str, DoubleArray]:
+        """tau of a variant and of all that come with it."""
+        teacher, form = name.split(" ")[0], name.rpartition(" ")[2]
+        if name in SIMPLE:
+            return self.simple_baselines()
+        if teacher in FIRST_ORDER and form in FORMS and name in self._plan(FORMS[form]):
+            return self.first_order_scores(self.study.queries, FORMS[form])
+        if teacher in KERNELS and name in self._kernel_plan(teacher):
+            return self.kernel_scores(self.study.queries, teacher)
+        return {name: self.registered(name)}
 
     def registered(self, name: str, queries: Sequence[TeacherQuery] | None = None) -> DoubleArray:
         """tau [q, n] of a teacher by its registered name, fitted on the study's corpus where it needs to be."""
@@ -243,13 +258,13 @@ class ScoreBook:
         fisher.save(self.files.target(fisher_name(selection)))
         return fisher
 
-    def simple_baselines(self) -> None:
-        """What needs no model at all: the share of caption words in common, and chance."""
+    def simple_baselines(self) -> dict[str, DoubleArray]:
+        """What needs no model at all: chance, and the share of caption words in common with the prompt."""
         prompts, captions = ([set(text.lower().split()) for text in texts] for texts in (
             [q.prompt for q in self.study.queries], [i.caption for i in self.study.items]))
-        self.put("caption words", np.array([[len(p & c) / max(1, len(p | c)) for c in captions] for p in prompts]))
+        words = [[len(p & c) / max(1, len(p | c)) for c in captions] for p in prompts]
         rng = np.random.default_rng([self.settings.seed, 5])
-        self.put("random", rng.standard_normal((len(prompts), len(captions))))
+        return {"random": rng.standard_normal((len(prompts), len(captions))), "caption words": np.array(words)}
 
     def _plan(self, form: Form) -> dict[str, tuple[str, str, float]]:
         """Variant name -> (teacher, selection, damping) of one form."""

@@ -58,8 +58,8 @@ def test_both_commands_leave_tables_and_rows_and_do_not_repeat_work(place: Path)
     run(*arguments)
     first = json.loads(Path("reports/evaluate/counterfactual.json").read_text())
     assert {(r["method"], r["k"]) for r in first["rows"]} == {("random", 1), (REFERENCE, 1)}
-    assert len(first["retraining_rows"]) == first["retrainings"] == 4
-    rows = next(Path("work").glob("*/rows.jsonl"))
+    assert len(first["rows_of_retrainings"]) == first["retrainings"] == 4
+    rows = next(Path("work").glob("*/*/rows.jsonl"))
     before = rows.read_bytes()
     run(*arguments)
     again = json.loads(Path("reports/evaluate/counterfactual.json").read_text())
