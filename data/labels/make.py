@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=128, help="(timestep, noise) draws per item")
     parser.add_argument("--query-draws", type=int, default=128)
     parser.add_argument("--damping", type=float, default=0.1)
-    parser.add_argument("--dimensions", type=int, default=512, help="of a sketch")
+    parser.add_argument("--dimensions", type=int, default=128, help="of a sketch, beside the token gradients")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()

@@ -70,8 +70,10 @@ class CorpusSketches:
             selection=fitted.basis.selection,
             query_draws=fitted.basis.settings.query_draws,
             fidelity=fitted.fidelity,
+            token_rank=0 if known.tokens is None else known.tokens.basis.rank,
         )
-        return SketchParts(ids, known.sketches[rows], folder / BASIS, section)
+        tokens = None if known.tokens is None else known.tokens.take(rows)
+        return SketchParts(ids, known.sketches[rows], folder / BASIS, section, tokens)
 
     def _later(self, fitted: SketchSet) -> Path:
         """Where sketches of later items are kept: a set in this very basis."""
@@ -82,7 +84,7 @@ class CorpusSketches:
             later = SketchSet.load(self._later(fitted), self._revision)
         except (TeacherNotUsable, OSError, ValueError, KeyError):  # none yet, or damaged: computed again
             return fitted
-        return fitted.with_items(later.item_ids.tolist(), later.sketches)
+        return fitted.with_items(later.item_ids.tolist(), later.sketches, later.tokens)
 
     def _added(self, fitted: SketchSet, known: SketchSet, missing: Sequence[Item], progress: Progress) -> SketchSet:
         """``known`` and the sketches of ``missing``, which are kept for the next time."""
@@ -100,10 +102,13 @@ class CorpusSketches:
             TeacherItem(item.item_id, decode_image(self._blobs.get(item.image_sha256)), item.caption)
             for item in missing
         ]
-        sketches = SketchTeacher(model, curvature, basis).item_sketches(pictures, progress=progress)
-        before = ~np.isin(known.item_ids, fitted.item_ids)
-        later = SketchSet(basis, known.item_ids[before], known.sketches[before], {}, fitted.teacher_id)
-        self._keep(later.with_items([item.item_id for item in missing], sketches), self._later(fitted))
+        token_basis = None if fitted.tokens is None else fitted.tokens.basis
+        found = SketchTeacher(model, curvature, basis, token_basis=token_basis).sketched(pictures, progress=progress)
+        before = np.flatnonzero(~np.isin(known.item_ids, fitted.item_ids))
+        tokens = None if known.tokens is None else known.tokens.take(before)
+        later = SketchSet(basis, known.item_ids[before], known.sketches[before], {}, fitted.teacher_id, tokens)
+        later = later.with_items(found.item_ids.tolist(), found.sketches, found.tokens)
+        self._keep(later, self._later(fitted))
         # As it is read back, in half precision: this release and the next one agree to the bit.
         return self._with_later(fitted)
 

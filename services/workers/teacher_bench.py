@@ -25,6 +25,7 @@ from byline.teachers.recipes import Fitting
 from byline.teachers.registry import load_ready_teacher
 from byline.teachers.sketch import SketchTeacher
 from byline.teachers.sketch_basis import SketchBasis
+from byline.teachers.token_gradients import TokenGradients
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -58,7 +59,7 @@ class TeacherBench:
         self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
         self._teachers: dict[tuple[str, str, UnlearningSettings], Teacher] = {}
-        self._sketchers: dict[tuple[Path, int], SketchTeacher] = {}
+        self._sketchers: dict[tuple[Path, int], tuple[SketchTeacher, TokenGradients | None]] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
 
@@ -127,10 +128,13 @@ class TeacherBench:
             log.info("teacher_ready", teacher=self._teachers[key].teacher_id)
         return self._teachers[key]
 
-    def sketch_teacher(self, basis: Path, draws: int, *, check: Callable[[], None] = lambda: None) -> SketchTeacher:
-        """The teacher of a release's sketches, with ``draws`` noise draws of a query; ``basis`` is the release's file.
+    def sketch_teacher(
+        self, basis: Path, tokens: Path | None, draws: int, *, check: Callable[[], None] = lambda: None
+    ) -> tuple[SketchTeacher, TokenGradients | None]:
+        """The teacher of a release's sketches, with ``draws`` noise draws of a query, and its token gradients.
 
-        Raises TeacherNotUsable for a basis of another model or curvature, and what ``teacher`` raises.
+        ``basis`` and ``tokens`` are the release's files, read once. Raises TeacherNotUsable for those of another
+        model or curvature, and what ``teacher`` raises.
         """
         key = (basis, draws)
         if key not in self._sketchers:
@@ -143,8 +147,12 @@ class TeacherBench:
                 raise TeacherNotUsable("abu_plus_linear is not the teacher sketches are made by")
             while len(self._sketchers) >= KEPT_SKETCHERS:
                 del self._sketchers[next(iter(self._sketchers))]
-            self._sketchers[key] = SketchTeacher(self.model, linear.curvature, found, query_draws=draws)
-            log.info("teacher_ready", teacher=self._sketchers[key].teacher_id)
+            held = None if tokens is None else TokenGradients.load(tokens)
+            sketcher = SketchTeacher(
+                self.model, linear.curvature, found, token_basis=None if held is None else held.basis, query_draws=draws
+            )
+            self._sketchers[key] = sketcher, held
+            log.info("teacher_ready", teacher=sketcher.teacher_id)
         return self._sketchers[key]
 
     def _settings(self, draws: int, overrides: dict[str, Any]) -> UnlearningSettings:

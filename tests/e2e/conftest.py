@@ -305,8 +305,9 @@ def _sketches(folder: Path, fitted: Any) -> Any:
     section = section_of(
         teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
         query_draws=fitted.basis.settings.query_draws, fidelity=fitted.fidelity,
+        token_rank=fitted.tokens.basis.rank,
     )  # fmt: skip
-    return SketchParts(fitted.item_ids, fitted.sketches, folder / BASIS, section)
+    return SketchParts(fitted.item_ids, fitted.sketches, folder / BASIS, section, fitted.tokens)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ SKETCHES = "sketches.faiss"
 SKETCH_BASIS = "sketch_basis.safetensors"
 SKETCH_GOLDEN = "sketch_golden.safetensors"
 SKETCH_FILES = (SKETCHES, SKETCH_BASIS, SKETCH_GOLDEN)
+#: Beside them where the teacher's layers read the text alone: exact scores instead of approximate ones.
+SKETCH_TOKENS = "sketch_tokens.safetensors"
 
 _ReleaseId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 _FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9]+$")]
@@ -59,7 +61,8 @@ class SketchSection(BaseModel):
 
     ``teacher_id`` is the teacher they were fitted from, ``selection`` the layers whose gradients they hold,
     ``query_draws`` the noise draws of the queries that ``fidelity`` was measured with (against the teacher's
-    ranking of the whole corpus: ``map100``, ``spearman`` …, by name).
+    ranking of the whole corpus: ``map100``, ``spearman`` …, by name). ``token_rank`` is that of the token
+    gradients, 0 for a release without.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +71,7 @@ class SketchSection(BaseModel):
     dimensions: int = Field(gt=0)
     selection: str
     query_draws: int = Field(ge=0)
+    token_rank: int = Field(default=0, ge=0)
     fidelity: dict[str, float] = Field(default_factory=dict)
 
 
@@ -124,6 +128,8 @@ class ReleaseManifest(BaseModel):
         wanted = set(SKETCH_FILES) if self.sketches is not None else set()
         if set(SKETCH_FILES) & set(self.files) != wanted:
             raise ValueError(f"section sketches and files {', '.join(SKETCH_FILES)} come together or not at all")
+        if (SKETCH_TOKENS in self.files) != (self.sketches is not None and self.sketches.token_rank > 0):
+            raise ValueError(f"{SKETCH_TOKENS} and a token_rank of the sketches come together or not at all")
         return self
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,30 @@ from numpy.typing import NDArray
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import VectorIndex, build_index, load_index
 from byline.releases.golden import GoldenQueries
-from byline.releases.manifest import SKETCH_BASIS, SKETCH_GOLDEN, SKETCHES, ReleaseManifest, SketchSection
+from byline.releases.manifest import (
+    SKETCH_BASIS,
+    SKETCH_GOLDEN,
+    SKETCH_TOKENS,
+    SKETCHES,
+    ReleaseManifest,
+    SketchSection,
+)
 
 #: Sketches of items that are asked as golden queries, spread over the corpus.
 GOLDEN_SKETCHES = 4
+
+
+class TokenFile(Protocol):
+    """Token gradients as a release keeps them; ``byline.teachers.token_gradients.TokenGradients`` is one."""
+
+    @property
+    def item_ids(self) -> NDArray[np.int64]:
+        """[n]."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write one file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,27 +50,30 @@ class SketchParts:
     """What a release with sketches is built from.
 
     ``item_ids`` int64 [n] are the items of the release, in any order; ``sketches`` [n, d]; ``basis`` is the file
-    of the basis they stand in, copied as it is.
+    of the basis they stand in, copied as it is. ``tokens``, of the same items, where the set has them.
     """
 
     item_ids: NDArray[np.int64]
     sketches: NDArray[np.float32]
     basis: Path
     section: SketchSection
+    tokens: TokenFile | None = None
 
 
 @dataclass(frozen=True)
 class ReleaseSketches:
-    """The sketches of an opened release."""
+    """The sketches of an opened release. ``tokens`` is the file of its token gradients, None without."""
 
     section: SketchSection
     index: VectorIndex
     basis: Path
+    tokens: Path | None = None
 
 
 def section_of(
-    *, teacher_id: str, dimensions: int, selection: str, query_draws: int, fidelity: Mapping[str, object]
-) -> SketchSection:
+    *, teacher_id: str, dimensions: int, selection: str, query_draws: int, fidelity: Mapping[str, object],
+    token_rank: int = 0,
+) -> SketchSection:  # fmt: skip
     """The manifest's section; of ``fidelity`` only the finite numbers, because JSON has no others."""
     measured = {
         name: float(value)
@@ -57,7 +81,8 @@ def section_of(
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     }
     return SketchSection(
-        teacher_id=teacher_id, dimensions=dimensions, selection=selection, query_draws=query_draws, fidelity=measured
+        teacher_id=teacher_id, dimensions=dimensions, selection=selection, query_draws=query_draws,
+        token_rank=token_rank, fidelity=measured,
     )
 
 
@@ -72,6 +97,10 @@ def write_sketches(directory: Path, parts: SketchParts, item_ids: NDArray[np.int
         raise FeatureMismatch(
             f"sketches of shape {parts.sketches.shape} are not {len(parts.item_ids)} x {parts.section.dimensions}"
         )
+    if parts.tokens is not None:
+        if not np.array_equal(np.sort(parts.tokens.item_ids), np.sort(item_ids)):
+            raise FeatureMismatch("the token gradients are of other items than the release")
+        parts.tokens.save(directory / SKETCH_TOKENS)
     sketches = np.asarray(parts.sketches, dtype=np.float32)
     index = build_index(parts.item_ids, sketches)
     index.save(directory / SKETCHES)
@@ -106,4 +135,5 @@ def open_sketches(directory: Path, manifest: ReleaseManifest, mmap: bool = True)
     if golden.features.shape[1] != index.dim:
         raise ReleaseCorrupt(f"{SKETCH_GOLDEN} holds queries of another width", file=SKETCH_GOLDEN)
     golden.check(index.search)
-    return ReleaseSketches(section, index, directory / SKETCH_BASIS)
+    tokens = directory / SKETCH_TOKENS if section.token_rank else None
+    return ReleaseSketches(section, index, directory / SKETCH_BASIS, tokens)

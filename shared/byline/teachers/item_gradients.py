@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from byline.diffusion.model import DiffusionModel
+from byline.errors import TeacherNotUsable
 from byline.teachers.latents import LatentCache
 from byline.teachers.layers import Capture, EditableLayer, capture
 from byline.teachers.noise import NoiseScheme
@@ -63,6 +64,23 @@ class GradientBlock:
         deltas = self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1)
         found: torch.Tensor = torch.einsum("nto,nti->noi", deltas, self._inputs[self._input_of[name]])
         return found
+
+    def token_gradients(self) -> torch.Tensor:
+        """Mean output gradients of all layers, stacked along their rows: [n, tokens, sum of rows].
+
+        For layers that read the same text and nothing else; raises TeacherNotUsable for others, whose
+        gradients are no sum over tokens with one input.
+        """
+        if self._matrices or len(set(self._input_of.values())) != 1:
+            raise TeacherNotUsable(
+                "only layers that all read the same text states have token gradients: choose cross_attention_kv"
+            )
+        held = [self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1) for name in self.names]
+        return torch.cat(held, dim=2)
+
+    def text_states(self) -> torch.Tensor:
+        """The text states the layers read, [n, tokens, columns]; see ``token_gradients``."""
+        return next(iter(self._inputs.values()))
 
 
 class ItemGradients:

@@ -67,6 +67,10 @@ class RowStore:
 
     def put(self, place: slice, values: NDArray[Any]) -> None:
         """Store rows; on disk before they are flagged, so that a flag never lies."""
+        self.put_at(np.arange(len(self.rows))[place], values)
+
+    def put_at(self, place: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """``put`` for rows that need not lie together."""
         self.rows[place] = values
         if isinstance(self.rows, np.memmap):
             self.rows.flush()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from byline.errors import TeacherNotUsable
 from byline.evaluation.agreement import spearman
 from byline.evaluation.map import mean_average_precision
+from byline.teachers.curvature import Curvature
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.item_gradients import GradientBlock
 from byline.teachers.natural_gradient import query_blocks
@@ -28,9 +29,12 @@ from byline.teachers.ranking import Check, Progress, TeacherItem, TeacherQuery, 
 from byline.teachers.row_store import RowStore, digest_of
 from byline.teachers.sketch_basis import Coordinates, SketchBasis, whitened_layers
 from byline.teachers.sketch_set import SketchSet
+from byline.teachers.token_gradients import TokenBasis, TokenGradients, stacked_deltas
 
 #: Items whose gradients decide which coordinates have the largest energy, where not all are kept.
 ENERGY_SAMPLE = 256
+#: Directions of token gradients: on the demo 768 of 1,024 keep mAP(100) at .985 of the first-order ranking.
+TOKEN_RANK = 768
 
 Whitened = Iterator[tuple[str, torch.Tensor]]
 #: Told which items a chunk holds (places in the corpus) and their gradients, one block per orientation, before
@@ -65,14 +69,18 @@ class _Pass:
 
 
 def whitened_items(
-    teacher: AbuPlusLinear, items: Sequence[TeacherItem], progress: Progress, check: Check
+    teacher: AbuPlusLinear,
+    items: Sequence[TeacherItem],
+    progress: Progress,
+    check: Check,
+    visit: Callable[[slice, Sequence[GradientBlock]], None] | None = None,
 ) -> Iterator[tuple[slice, Whitened]]:
     """Whitened mean gradients of ``items``, chunk by chunk, layer by layer [k, rows, columns].
 
     With flips ``mean`` the mean of both orientations; ``max`` is not linear and is refused.
     """
     require_linear(teacher)
-    return _Pass(teacher, items, 0).chunks(np.zeros(len(items), dtype=bool), progress, check)
+    return _Pass(teacher, items, 0, visit).chunks(np.zeros(len(items), dtype=bool), progress, check)
 
 
 def require_linear(teacher: AbuPlusLinear) -> None:
@@ -88,6 +96,7 @@ def fit_sketches(
     dimensions: int = 512,
     coordinates: int | None = None,
     bits: int = 1,
+    token_rank: int | None = None,
     basis_items: int = 4096,
     fidelity_queries: Sequence[TeacherQuery] = (),
     store: Path,
@@ -98,12 +107,13 @@ def fit_sketches(
 ) -> SketchSet:
     """Sketches of ``items`` in ``dimensions`` principal directions of at most ``basis_items`` of them.
 
-    ``coordinates``: only so many entries of the gradients, those of largest energy; default all. ``bits``
-    per number of the basis (``packed_directions``). ``store`` is a directory for what a killed fit goes on
-    from, 2 bytes per coordinate and item of the basis; it belongs to these items, queries and settings
-    (others are refused, TeacherNotUsable). Fewer dimensions than asked for where the items span fewer.
-    ``visit`` is for whoever wants more of the same gradients, full labels for one. ``progress`` counts items
-    of the one long pass.
+    ``coordinates``: only so many entries of the gradients, those of largest energy; default all. ``bits`` per
+    number of the basis (``packed_directions``). ``token_rank``: directions of the token gradients that are kept as
+    well where the layers read the text alone (``token_gradients``); 0 for none. ``store`` is a directory for
+    what a killed fit goes on from, 2 bytes per coordinate and item of the basis; it belongs to these items, queries
+    and settings (others are refused, TeacherNotUsable). Fewer dimensions than asked for where the items span
+    fewer. ``visit`` is for whoever wants more of the same gradients, full labels for one. ``progress`` counts
+    items of the one long pass.
     """
     require_linear(teacher)
     if not items:
@@ -113,12 +123,20 @@ def fit_sketches(
     asked = kept.pick(queries.items())  # [q, m]
     identity = digest_of(teacher.teacher_id, items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "q": asked})
     chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:basis_items])
-    gather = _Gather(teacher, items, queries, store, f"{identity}/{dimensions}/{bits}/{seed}", progress, check, visit)
+    rank = _token_rank(teacher) if token_rank is None else token_rank
+    tokens = _TokenPass(teacher, items, store, identity) if rank else None
+    gather = _Gather(teacher, items, queries, store, progress, check, visit, tokens)
     # One item's root mean square: with it the numbers are of order one, as half precision wants them.
     _place, first = next(whitened_items(teacher, [items[chosen[0]]], ignore_progress, check))
     unit = float(kept.pick(first).pow(2).mean().sqrt()) or 1.0
     rows, full = gather.rows(
-        chosen, "coordinates", kept.count, np.float16, lambda pairs: _half(kept.pick(pairs) / unit), 0
+        chosen,
+        "coordinates",
+        f"{identity}/{seed}",
+        kept.count,
+        np.float16,
+        lambda pairs: _half(kept.pick(pairs) / unit),
+        0,
     )
     check()
     path = store / f"basis-{identity}-{dimensions}-{bits}-{seed}.safetensors"
@@ -139,8 +157,16 @@ def fit_sketches(
     others = np.setdiff1d(np.arange(len(items)), chosen)
     if len(others):
         sketches[others], truth[others] = gather.rows(
-            others, "sketches", basis.dimensions, np.float32, basis.project, len(chosen)
+            others,
+            "sketches",
+            f"{identity}/{dimensions}/{bits}/{seed}",
+            basis.dimensions,
+            np.float32,
+            basis.project,
+            len(chosen),
         )
+    ids = np.array([item.item_id for item in items], dtype=np.int64)
+    encoded = None if tokens is None else tokens.encoded(rank, chosen)
     fidelity = _fidelity(basis.directions.project(asked).cpu().numpy() @ sketches.T, truth.T) | {
         "queries": float(len(asked)),
         "draws": float(teacher.settings.query_draws),
@@ -150,8 +176,45 @@ def fit_sketches(
         "items": float(len(items)),
         "basis_items": float(len(chosen)),
     }
-    ids = np.array([item.item_id for item in items], dtype=np.int64)
-    return SketchSet(basis, ids, sketches, fidelity, teacher.teacher_id)
+    if encoded is not None and len(fidelity_queries):
+        natural = teacher.directions(fidelity_queries, check=check)
+        scores = encoded.scores(encoded.basis.directions(natural))
+        fidelity |= {f"token_{name}": value for name, value in _fidelity(scores, truth.T).items()}
+        fidelity["token_rank"] = float(encoded.basis.rank)
+    return SketchSet(basis, ids, sketches, fidelity, teacher.teacher_id, encoded)
+
+
+@dataclass(frozen=True)
+class _TokenPass:
+    """Keeps the items' output gradients by token, in a resumable file, until they can be encoded."""
+
+    teacher: AbuPlusLinear
+    items: Sequence[TeacherItem]
+    store: Path
+    identity: str
+
+    def rows(self) -> RowStore:
+        """[n, tokens x R], in single precision."""
+        tokens = self.teacher.model.encode_prompts([""]).shape[1]
+        width = tokens * sum(layer.rows for layer in self.teacher.gradients.layers.values())
+        return RowStore.open(self.store / "deltas.npy", (len(self.items), width), np.float32, self.identity)
+
+    def put(self, held: RowStore, places: NDArray[np.int64], blocks: Sequence[GradientBlock]) -> None:
+        """Keep what ``blocks`` say of the items at ``places``."""
+        held.put_at(places, stacked_deltas(blocks).flatten(1).cpu().numpy())
+
+    def encoded(self, rank: int, chosen: NDArray[np.int64]) -> TokenGradients:
+        """All items' token gradients, in the leading directions of the ``chosen`` ones'."""
+        model, curvature = self.teacher.model, self.teacher.curvature
+        if not isinstance(curvature, Curvature):
+            raise TeacherNotUsable("token gradients need EK-FAC curvature: fit the sketches without them")
+        captions = [item.caption for item in self.items]
+        states = model.encode_prompts(captions)
+        deltas = torch.from_numpy(np.asarray(self.rows().rows)).unflatten(1, (states.shape[1], -1))  # [n, tokens, R]
+        layers = tuple(self.teacher.gradients.layers)
+        basis = TokenBasis.fit(curvature, layers, deltas[chosen].flatten(0, 1), rank, self.teacher.settings.damping)
+        ids = np.array([item.item_id for item in self.items], dtype=np.int64)
+        return TokenGradients.encode(basis, ids, deltas, captions, states)
 
 
 @dataclass(frozen=True)
@@ -162,26 +225,32 @@ class _Gather:
     items: Sequence[TeacherItem]
     queries: dict[str, torch.Tensor]
     store: Path
-    identity: str
     progress: Progress
     check: Check
     visit: Visit | None
+    tokens: _TokenPass | None
 
     def rows(
-        self, chosen: NDArray[np.int64], name: str, width: int, dtype: type[np.generic],
+        self, chosen: NDArray[np.int64], name: str, identity: str, width: int, dtype: type[np.generic],
         reduce: Callable[[Whitened], NDArray[np.floating]], before: int,
     ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:  # fmt: skip
         """What ``reduce`` makes of the items' gradients [n, width], and their full scores [n, q]."""
         asked = len(next(iter(self.queries.values())))
-        held = RowStore.open(self.store / f"{name}.npy", (len(chosen), width), dtype, self.identity)
-        full = RowStore.open(self.store / f"{name}-full.npy", (len(chosen), asked), np.float64, self.identity)
+        held = RowStore.open(self.store / f"{name}.npy", (len(chosen), width), dtype, identity)
+        full = RowStore.open(self.store / f"{name}-full.npy", (len(chosen), asked), np.float64, identity)
+
+        deltas = None if self.tokens is None else self.tokens.rows()
 
         def visited(place: slice, blocks: Sequence[GradientBlock]) -> None:
             if self.visit is not None:
                 self.visit(chosen[place], blocks)
+            if self.tokens is not None and deltas is not None:
+                self.tokens.put(deltas, chosen[place], blocks)
 
         one_pass = _Pass(self.teacher, [self.items[i] for i in chosen], 4 * width, visited)
         written = held.written & full.written
+        if deltas is not None:
+            written = written & deltas.written[chosen]
 
         def onward(done: int, _total: int) -> None:
             self.progress(before + done, len(self.items))
@@ -191,6 +260,13 @@ class _Gather:
             held.put(place, reduce(_meeting(whitened, self.queries, met)))
             full.put(place, met.numpy())
         return held.rows, full.rows
+
+
+def _token_rank(teacher: AbuPlusLinear) -> int:
+    """TOKEN_RANK, where the layers have token gradients at all."""
+    layers = teacher.gradients.layers.values()
+    fits = all(layer.reads_text for layer in layers) and isinstance(teacher.curvature, Curvature)
+    return min(TOKEN_RANK, sum(layer.rows for layer in layers)) if fits else 0
 
 
 def _half(values: torch.Tensor) -> NDArray[np.floating]:

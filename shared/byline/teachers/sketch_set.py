@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from byline.errors import TeacherNotUsable
 from byline.teachers.sketch_basis import BASIS, SketchBasis
+from byline.teachers.token_gradients import TOKENS, TokenGradients
 
 MANIFEST = "manifest.json"
 SKETCHES = "sketches.safetensors"
@@ -38,14 +39,18 @@ class SketchSet:
     sketches: NDArray[np.float32]
     fidelity: dict[str, float]
     teacher_id: str
+    tokens: TokenGradients | None = None
 
     def rows_of(self, item_ids: Sequence[int]) -> NDArray[np.int64]:
         """The row of each item, -1 for items that have no sketch."""
         place = {int(item_id): row for row, item_id in enumerate(self.item_ids)}
         return np.array([place.get(int(item_id), -1) for item_id in item_ids], dtype=np.int64)
 
-    def with_items(self, item_ids: Sequence[int], sketches: NDArray[np.float32]) -> SketchSet:
-        """A set with sketches [k, d] of further items, in the same basis; items that are there are replaced."""
+    def with_items(
+        self, item_ids: Sequence[int], sketches: NDArray[np.float32], tokens: TokenGradients | None = None
+    ) -> SketchSet:
+        """A set with sketches [k, d], and ``tokens`` where it has such, of further items, in the same basis; items
+        that are there are replaced."""
         new = np.asarray(item_ids, dtype=np.int64)
         if sketches.shape != (len(new), self.basis.dimensions):
             raise TeacherNotUsable(f"{len(new)} items and sketches of shape {sketches.shape} do not match")
@@ -53,7 +58,15 @@ class SketchSet:
         return SketchSet(
             self.basis, np.concatenate([self.item_ids[old], new]),
             np.concatenate([self.sketches[old], sketches.astype(np.float32)]), self.fidelity, self.teacher_id,
+            self._tokens_with(old, tokens),
         )  # fmt: skip
+
+    def _tokens_with(self, old: NDArray[np.bool_], tokens: TokenGradients | None) -> TokenGradients | None:
+        if self.tokens is None:
+            return None
+        if tokens is None:
+            raise TeacherNotUsable("this set holds token gradients, so further items must come with theirs")
+        return self.tokens.take(np.flatnonzero(old)).joined(tokens)
 
     def save(self, directory: Path) -> None:
         """Write ``basis.safetensors``, ``sketches.safetensors`` (half precision, one scale) and ``manifest.json``."""
@@ -67,12 +80,16 @@ class SketchSet:
             },
             directory / SKETCHES,
         )
+        names = [BASIS, SKETCHES]
+        if self.tokens is not None:
+            self.tokens.save(directory / TOKENS)
+            names.append(TOKENS)
         manifest = {
             "model_revision": self.basis.model_revision, "selection": self.basis.selection,
             "teacher_id": self.teacher_id, "preconditioner": self.basis.preconditioner, "basis": self.basis.name,
             "settings": asdict(self.basis.settings), "items": len(self.item_ids), "scale": scale,
             "fidelity": {name: (value if np.isfinite(value) else None) for name, value in self.fidelity.items()},
-            "sha256": {name: _sha256(directory / name) for name in (BASIS, SKETCHES)},
+            "sha256": {name: _sha256(directory / name) for name in names},
         }  # fmt: skip
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -90,7 +107,8 @@ class SketchSet:
         stored = load_file(directory / SKETCHES)
         sketches = stored["sketches"].float().numpy() * np.float32(manifest["scale"])
         fidelity = {name: float("nan") if value is None else value for name, value in manifest["fidelity"].items()}
-        return cls(basis, stored["item_ids"].numpy(), sketches, fidelity, manifest["teacher_id"])
+        tokens = TokenGradients.load(directory / TOKENS) if TOKENS in manifest["sha256"] else None
+        return cls(basis, stored["item_ids"].numpy(), sketches, fidelity, manifest["teacher_id"], tokens)
 
 
 def _sha256(path: Path) -> str:

@@ -47,7 +47,9 @@ def teacher_items(bench: Bench) -> list[TeacherItem]:
 def sketches(bench: Bench, tmp_path: Path) -> SketchSet:
     linear = bench.teachers.teacher("abu_plus_linear", 16, overrides=NOTHING_ELSE)
     assert isinstance(linear, AbuPlusLinear)
-    found = fit_sketches(linear, teacher_items(bench), dimensions=5, coordinates=400, store=tmp_path / "fit")
+    found = fit_sketches(
+        linear, teacher_items(bench), dimensions=5, coordinates=400, token_rank=0, store=tmp_path / "fit"
+    )
     found.save(tmp_path / "sketches")
     return SketchSet.load(tmp_path / "sketches", bench.teachers.model_revision)
 

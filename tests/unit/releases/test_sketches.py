@@ -13,7 +13,7 @@ import pytest
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import FlatIndex
 from byline.releases.loader import load_release
-from byline.releases.manifest import EMBEDDINGS, SKETCH_BASIS, SKETCH_FILES, SKETCHES, ReleaseManifest
+from byline.releases.manifest import EMBEDDINGS, SKETCH_BASIS, SKETCH_FILES, SKETCH_TOKENS, SKETCHES, ReleaseManifest
 from byline.releases.sketches import SketchParts, section_of
 
 from .test_build_and_load import rewrite
@@ -52,6 +52,31 @@ def test_a_release_without_sketches_is_whole(build: Build) -> None:
     directory = build()
     assert load_release(directory).sketches is None
     assert not [name for name in SKETCH_FILES if (directory / name).exists()]
+
+
+class Tokens:
+    """Token gradients as a release sees them: whose, and a file."""
+
+    def __init__(self, item_ids: np.ndarray) -> None:
+        self.item_ids = item_ids
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"token gradients")
+
+
+def test_token_gradients_travel_with_their_sketches_and_are_of_the_same_items(build: Build, parts: SketchParts) -> None:
+    section = parts.section.model_copy(update={"token_rank": 7})
+    directory = build(sketches=replace(parts, section=section, tokens=Tokens(parts.item_ids)))
+    release = load_release(directory, expected=ReleaseManifest.read(directory))
+    assert release.sketches is not None and release.sketches.tokens is not None
+    assert release.sketches.tokens.read_bytes() == b"token gradients"
+    (directory / SKETCH_TOKENS).write_bytes(b"other gradients")
+    with pytest.raises(ReleaseCorrupt):
+        load_release(directory)
+    with pytest.raises(FeatureMismatch, match="other items"):
+        build(release_id="others", sketches=replace(parts, section=section, tokens=Tokens(parts.item_ids[1:])))
+    with pytest.raises(ValueError, match="token_rank"):
+        build(release_id="unsaid", sketches=replace(parts, tokens=Tokens(parts.item_ids)))
 
 
 @pytest.mark.parametrize("name", SKETCH_FILES)

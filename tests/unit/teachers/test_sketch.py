@@ -27,7 +27,7 @@ def linear(bench) -> AbuPlusLinear:
 def sketches(bench, linear, tmp_path_factory) -> SketchSet:
     """Sixteen bits of all coordinates, as many dimensions as items: nothing is lost but rounding."""
     return fit_sketches(
-        linear, bench.items, dimensions=24, bits=16, fidelity_queries=[bench.query],
+        linear, bench.items, dimensions=24, bits=16, token_rank=0, fidelity_queries=[bench.query],
         store=tmp_path_factory.mktemp("fit"),
     )  # fmt: skip
 

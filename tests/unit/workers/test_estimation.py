@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from byline.index import FlatIndex
-from services.workers.estimation import best_estimates
+from byline.teachers.token_gradients import TokenBasis, TokenGradients
+from services.workers import estimation
+from services.workers.estimation import best_by_tokens, best_estimates, shortlisted
 
 RNG = np.random.default_rng(0)
 IDS = RNG.permutation(10_000)[:300].astype(np.int64)
@@ -49,3 +52,39 @@ def test_one_replicate_has_no_error_and_equal_items_are_ordered_by_id() -> None:
     found = best_estimates(np.ones((1, 2), dtype=np.float32), twins, 2, 3, NOBODY)
     assert [one.item_id for one in found] == [3, 6, 9]
     assert all(np.isnan(one.standard_error) for one in found)
+
+
+def token_gradients(count: int = 40) -> TokenGradients:
+    rng = np.random.default_rng(2)
+    maps = torch.from_numpy(rng.standard_normal((6, 6)).astype(np.float32))
+    deltas = torch.from_numpy(rng.standard_normal((count, 3, 6)).astype(np.float32))
+    captions = [f"caption {n % 7}" for n in range(count)]
+    texts = torch.from_numpy(rng.standard_normal((7, 3, 5)).astype(np.float32))
+    states = texts[[n % 7 for n in range(count)]]
+    ids = np.arange(100, 100 + count)[::-1].copy()
+    return TokenGradients.encode(TokenBasis(("one",), maps, maps), ids, deltas, captions, states)
+
+
+def test_token_gradients_give_the_best_allowed_items_and_the_replicates_error() -> None:
+    tokens = token_gradients()
+    directions = np.random.default_rng(3).standard_normal((4, 6, 5)).astype(np.float32)
+    tau = tokens.scores(directions).astype(np.float64) / CORPUS  # [replicates, n]
+    allowed = np.ones(40, dtype=bool)
+    allowed[np.argsort(-tau.mean(0))[:3]] = False
+    found = best_by_tokens(directions, tokens, allowed, CORPUS, 5)
+    order = [n for n in np.argsort(-tau.mean(0)) if allowed[n]][:5]
+    assert [one.item_id for one in found] == tokens.item_ids[order].tolist()
+    np.testing.assert_allclose([one.tau for one in found], tau.mean(0)[order], rtol=1e-4)
+    np.testing.assert_allclose([one.standard_error for one in found], tau.std(0, ddof=1)[order] / 2, rtol=1e-3)
+
+
+def test_of_a_large_corpus_only_what_the_sketches_put_first_is_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = token_gradients()
+    vectors = np.random.default_rng(4).standard_normal((40, 12)).astype(np.float32)
+    index = FlatIndex.build(tokens.item_ids, vectors)
+    gone = tokens.item_ids[:2]
+    assert shortlisted(SKETCH, index, tokens, gone).sum() == 38, "a small corpus is scanned whole"
+    monkeypatch.setattr(estimation, "SCANNED", 10)
+    chosen = shortlisted(SKETCH, index, tokens, gone)
+    best = index.search(SKETCH.mean(0)[None], 10, gone)[1][0]
+    assert set(tokens.item_ids[chosen].tolist()) == set(best.tolist())
