@@ -98,8 +98,8 @@ class RetrainingStore:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            key = row.pop("key")
-            found[key] = Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            found[row["key"]] = Outcome(tuple(row["removed"]), row["seed"], tuple(row["losses"]),
+                                        tuple(row["pixel_mse"]), tuple(row["cosine"]), row["seconds"])  # fmt: skip
         return found
 
     def find(self, retraining: Retraining) -> Outcome | None:

@@ -94,7 +94,8 @@ def counterfactual_table(
             cell[field].update(target_contrast(change, arm.targets))
     table = [
         CounterfactualRow(
-            method, k, *(summarise_contrast(cell[f]) for f in ("losses", "pixel_mse", "cosine")),
+            method, k, summarise_contrast(cell["losses"]), summarise_contrast(cell["pixel_mse"]),
+            summarise_contrast(cell["cosine"]),
             lead=None if method == reference or (reference, k) not in found
             else paired_difference(found[reference, k]["losses"], cell["losses"]),
         )

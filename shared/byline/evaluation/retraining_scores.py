@@ -36,7 +36,8 @@ from byline.teachers.layers import SELECTIONS, EditableLayer, select_layers
 from byline.teachers.natural_gradient import UnlearningSettings, query_gradients
 from byline.teachers.preconditioner import NoCurvature, Preconditioner
 from byline.teachers.ranking import TeacherQuery
-from byline.teachers.registry import Fitting, ensure_curvature, load_ready_teacher
+from byline.teachers.recipes import Fitting
+from byline.teachers.registry import ensure_curvature, load_ready_teacher
 
 log = logging.getLogger(__name__)
 DoubleArray = np.ndarray[Any, np.dtype[np.float64]]

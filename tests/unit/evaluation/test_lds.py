@@ -51,7 +51,7 @@ def test_spearman_agrees_with_a_plain_computation_where_there_are_ties() -> None
     for q in range(12):
         ranks = [np.array([np.mean(np.flatnonzero(np.sort(v) == x)) for x in v]) for v in
                  (predicted[:, q], -LOSSES[:, q])]
-        expected.append(np.corrcoef(*ranks)[0, 1])
+        expected.append(np.corrcoef(ranks[0], ranks[1])[0, 1])
     np.testing.assert_allclose(score_lds(predicted, LOSSES).per_query, expected, atol=1e-12)
 
 
