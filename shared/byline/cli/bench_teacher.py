@@ -68,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {"size": asdict(size), "model": model.revision, "seed": a.seed, "batch": a.batch,
                 "antithetic": a.antithetic, "bfloat16": a.bfloat16, "images_per_batch": a.images_per_batch,
                 "threads": a.threads, "device": a.device}  # fmt: skip
-    # Our own options name our steps instead: the published form and the reference are measured once for all of them.
-    common = {name: value for name, value in settings.items() if name not in ("antithetic", "bfloat16")}
+    # What is measured once, the reference and the published form, decides the folder; the rest names its steps.
+    later = {"antithetic", "bfloat16", "corpus_sizes", "query_counts", "growth_items", "single_queries",
+             "sketch_draws", "sketch_dimensions", "memory_items"}  # fmt: skip
+    common = {name: value for name, value in (settings | asdict(size)).items() if name not in later | {"size"}}
     identity = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
-    for item in chosen:
+    for item in chosen[: size.agreement_items]:
         identity.update(f"\0{item.item_id}".encode())
-    for query in asked:
+    for query in asked[: size.agreement_queries]:
         identity.update(f"\0{query.prompt}\0".encode() + query.image)
     digest = identity.hexdigest()[:8]
     folder = a.out / f"teacher-{digest}"
@@ -102,12 +104,12 @@ def measure(bench: Bench) -> dict[str, object]:
     reference, other = measure_reference(bench)
     measure_published(bench, reference, findings)
     whole = measure_budgets(bench, reference, other, findings)
-    choose(bench, findings, 1.0)
+    choose(bench, findings)
     measure_many(bench, reference, findings)
     measure_single(bench, reference, whole[bench.ours.query_draws], other, findings)
     measure_sketches(bench, reference, findings)
     peaks = measure_memory(bench)
-    result = figures(findings.rows, findings.published, findings.table, bench.corpus_size)
+    result = figures(findings, bench.corpus_size)
     return result | findings.figures | {"peak_memory_mb": peaks}
 
 
@@ -134,7 +136,7 @@ def measure_memory(bench: Bench) -> dict[str, float]:
             rows.append({"form": name, "peak_memory_mb": round(peak_megabytes(task), 1)})
         return rows, {}
 
-    rows, _ = bench.run("memory", work)
+    rows, _ = bench.run(f"memory-{count}-{few}", work)
     return {row["form"]: row["peak_memory_mb"] for row in rows}
 
 

@@ -6,6 +6,7 @@ agree equally well with a third, of independent noise, that neither has a part i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,33 +60,54 @@ def evenly(replicates: int, wanted: int) -> list[int]:
     return [i * replicates // wanted for i in range(wanted)]
 
 
-def cheapest(
-    table: Mapping[tuple[int, int], float], target: float, query_cost: float, item_cost: float
-) -> Choice:
-    """The cheapest (query draws, item draws) of ``table`` whose agreement reaches ``target``; else the best there is.
+@dataclass(frozen=True)
+class Curve:
+    """Agreement as a function of item draws: 1 / rho^2 = floor + noise / draws.
 
-    ``query_cost`` and ``item_cost``: seconds for one draw of all queries, and of all items.
+    What independent noise of variance ``noise`` / draws in one of two scores does to their correlation; ``floor`` > 1
+    is the noise of the query's gradient and of the reference. Fitted over all budgets, it evens out the luck of one.
     """
-    choices = [
-        Choice(k, t, found, k * query_cost + t * item_cost) for (k, t), found in sorted(table.items())
-    ]  # fmt: skip
+
+    floor: float
+    noise: float
+
+    @classmethod
+    def fit(cls, draws: Sequence[int], found: Sequence[float]) -> Curve:
+        """Least squares over budgets. LabelsNotUsable for fewer than two."""
+        if len(set(draws)) < 2:
+            raise LabelsNotUsable("a curve of agreement needs at least two budgets")
+        # A correlation that is not positive says nothing of how much noise there is; it is as good as none.
+        squares = 1 / np.clip(np.asarray(found, dtype=np.float64), 0.05, 1.0) ** 2
+        noise, floor = np.polyfit(1 / np.asarray(draws, dtype=np.float64), squares, 1)
+        return cls(max(float(floor), 1e-9), max(float(noise), 0.0))
+
+    def at(self, draws: float) -> float:
+        """Agreement at a budget."""
+        return float((self.floor + self.noise / draws) ** -0.5)
+
+    def draws(self, target: float) -> float | None:
+        """The budget that reaches ``target``; None if none does."""
+        gap = target**-2 - self.floor
+        return self.noise / gap if gap > 0 else None
+
+
+def cheapest(
+    curves: Mapping[int, Curve], target: float, *, unit: int, most: int, query_cost: float, item_cost: float
+) -> Choice:
+    """The cheapest (query draws, item draws) that reaches ``target``; else, at ``most`` item draws, the best there is.
+
+    ``curves`` by query draws; item draws are a multiple of ``unit``. ``query_cost`` and ``item_cost``: of one draw of
+    all queries, and of all items.
+    """
+    choices = []
+    for k, curve in sorted(curves.items()):
+        needed = curve.draws(target)
+        draws = most if needed is None else min(most, max(unit, math.ceil(needed / unit - 1e-9) * unit))
+        choices.append(Choice(k, draws, curve.at(draws), k * query_cost + draws * item_cost))
     if not choices:
         raise LabelsNotUsable("no agreement has been measured")
-    reached = [choice for choice in choices if choice.agreement >= target]
+    reached = [choice for choice in choices if choice.agreement >= target - 1e-9]
     return min(reached, key=lambda c: c.cost) if reached else max(choices, key=lambda c: c.agreement)
-
-
-def draws_for(target: float, draws: Sequence[int], found: Sequence[float]) -> float | None:
-    """Draws at which agreement reaches ``target``, linear in log draws between those measured; None if never."""
-    previous: tuple[int, float] | None = None
-    for count, value in sorted(zip(draws, found, strict=True)):
-        if value >= target:
-            if previous is None or value == previous[1]:
-                return float(count)
-            share = (target - previous[1]) / (value - previous[1])
-            return float(np.exp(np.log(previous[0]) + share * (np.log(count) - np.log(previous[0]))))
-        previous = (count, value)
-    return None
 
 
 def _order(scores: Scores) -> npt.NDArray[np.int64]:

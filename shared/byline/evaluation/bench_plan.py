@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from byline.diffusion.model import DiffusionModel
-from byline.evaluation.bench_agreement import Choice
+from byline.evaluation.bench_agreement import Choice, Curve
 from byline.evaluation.bench_clock import Cost, forwards_per_second
 from byline.evaluation.bench_rows import RowFile, Step
 from byline.evaluation.published_teacher import PublishedSettings
@@ -36,7 +36,7 @@ class BenchSize:
 
     corpus_sizes: tuple[int, ...] = (250, 500, 1000)
     query_counts: tuple[int, ...] = (1, 8, 40, 200)
-    growth_items: int = 50
+    growth_items: int = 25
     agreement_items: int = 250
     agreement_queries: int = 4
     single_queries: int = 2
@@ -139,6 +139,8 @@ class Findings:
     rows: list[dict[str, Any]] = field(default_factory=list)
     table: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     published: dict[int, dict[str, float]] = field(default_factory=dict)
+    curves: dict[int, Curve] = field(default_factory=dict)
+    published_curve: Curve | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from byline.evaluation.bench_agreement import Scores, agreement, cheapest, evenly
+from byline.evaluation.bench_agreement import Curve, Scores, agreement, cheapest, evenly
 from byline.evaluation.bench_clock import Cost, measured
 from byline.evaluation.bench_plan import Bench, Findings, common_chunk, cost_row, published_row
 from byline.evaluation.bench_rows import Step
@@ -132,17 +132,25 @@ def measure_budgets(bench: Bench, reference: Scores, other: Scores, findings: Fi
     return whole
 
 
-def choose(bench: Bench, findings: Findings, seconds_per_evaluation: float) -> None:
-    """Budgets that agree with the reference as well as the published form: for many queries, and for one."""
-    target = findings.published[bench.size.draws]["spearman"]
-    table = {key: found["spearman"] for key, found in findings.table.items()}
-    queries, items = bench.size.query_counts[-1], bench.size.corpus_sizes[-1]
-    findings.choices["many"] = cheapest(
-        table, target, queries * seconds_per_evaluation, items * seconds_per_evaluation
-    )  # fmt: skip
-    findings.choices["single"] = cheapest(table, target, seconds_per_evaluation, items * seconds_per_evaluation)
-    for name, choice in findings.choices.items():
-        log.info("budget for %s queries: %s (published reaches %.4f)", name, choice, target)
+def choose(bench: Bench, findings: Findings) -> None:
+    """Budgets that agree with the reference as well as the published form: for many queries, and for one.
+
+    By the curves through all budgets, not by the luck of one: over few queries it is worth several draws.
+    """
+    size, published = bench.size, findings.published
+    curve = Curve.fit(list(published), [found["spearman"] for found in published.values()])
+    for k in size.our_query_draws:
+        # Replicates that divide their number are spread evenly, like the published form's timesteps.
+        halvings = [t for budget, t in findings.table if budget == k and size.draws % t == 0]
+        findings.curves[k] = Curve.fit(halvings, [findings.table[k, t]["spearman"] for t in halvings])
+    findings.published_curve = curve
+    target = curve.at(size.draws)
+    limits = {"unit": bench.ours.replicates * (2 if bench.antithetic else 1), "most": 2 * size.draws}
+    counts = {"many": (size.query_counts[-1], size.corpus_sizes[-1]), "single": (1, size.agreement_items)}
+    for name, (queries, items) in counts.items():
+        choice = cheapest(findings.curves, target, query_cost=queries, item_cost=items, **limits)
+        findings.choices[name] = choice
+        log.info("budget for %s queries: %s (the published form reaches %.4f)", name, choice, target)
 
 
 def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
@@ -196,7 +204,8 @@ def measure_many(bench: Bench, reference: Scores, findings: Findings) -> None:
             rows.append(row)
         return rows, {"tau": tau}
 
-    findings.rows += bench.run(f"many{bench.variant}", work)[0]
+    name = f"many-{choice.query_draws}x{choice.item_draws}-{size.query_counts[-1]}x{size.corpus_sizes[-1]}"
+    findings.rows += bench.run(name + bench.variant, work)[0]
 
 
 def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: Scores, findings: Findings) -> None:
@@ -228,9 +237,9 @@ def measure_single(bench: Bench, reference: Scores, first_order: Scores, other: 
         return [row], {"tau": tau}
 
     # The gate is between forms of one budget, the largest; the race is run at the budget of equal agreement.
-    rows, exact = bench.run(f"exact{bench.variant}", lambda: one("exact", bench.ours))
+    rows, exact = bench.run(f"exact-{count}{bench.variant}", lambda: one("exact", bench.ours))
     findings.rows += rows
-    findings.rows += bench.run(f"exact-racing{bench.variant}", lambda: one("exact_racing", racing))[0]
+    findings.rows += bench.run(f"racing-{count}{bench.variant}", lambda: one("exact_racing", racing))[0]
     findings.figures["gate"] = agreement(first_order[:count], exact["tau"])
     findings.figures["self"] = agreement(other[:count], exact["tau"])
 
@@ -265,4 +274,4 @@ def measure_sketches(bench: Bench, reference: Scores, findings: Findings) -> Non
         return [row], {"tau": tau}
 
     origin = "given" if bench.sketches is not None else "fitted"
-    findings.rows += bench.run(f"sketches-{origin}{bench.variant}", work)[0]
+    findings.rows += bench.run(f"sketches-{origin}-{len(bench.items)}{bench.variant}", work)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from byline.errors import LabelsNotUsable
-from byline.evaluation.bench_agreement import draws_for
+from byline.evaluation.bench_plan import Findings
 
 Row = Mapping[str, Any]
 
@@ -54,28 +54,28 @@ class PublishedCost:
         }  # fmt: skip
 
 
-def figures(
-    rows: Sequence[Row], published_agreement: Mapping[int, Mapping[str, float]],
-    table: Mapping[tuple[int, int], Mapping[str, float]], corpus_size: int,
-) -> dict[str, Any]:  # fmt: skip
+def figures(findings: Findings, corpus_size: int) -> dict[str, Any]:
     """Everything but ``gate`` and ``self``; ratios are of seconds, at equal agreement unless named otherwise."""
+    rows, curve = findings.rows, findings.published_curve
     published = PublishedCost(rows)
+    if curve is None:
+        raise LabelsNotUsable("budgets have not been chosen")
     linear = [row for row in rows if row["form"] == "first_order"]
     many = max(linear, key=lambda row: (row["queries"], row["items"]))
-    target = published_agreement[published.item_draws]["spearman"]
+    target = curve.at(published.item_draws)
     out: dict[str, Any] = {
         "many_queries_ratio": published.seconds(many["items"], many["queries"], "once") / many["seconds"],
         "many_queries": _many(published, many, corpus_size) | {"target_spearman": target},
         "published": {
-            "agreement_by_item_draws": {str(k): dict(v) for k, v in published_agreement.items()},
+            "agreement_by_item_draws": {str(k): dict(v) for k, v in findings.published.items()},
             "seconds_per_query": {"gradient_and_step": published.query, "losses": published.losses,
                                   "restore_not_counted": published.restore},
         },
         "first_order_agreement": [
-            {"query_draws": k, "item_draws": t} | dict(found) for (k, t), found in sorted(table.items())
+            {"query_draws": k, "item_draws": t} | dict(found) for (k, t), found in sorted(findings.table.items())
         ],
         "item_draws_for_equal_agreement": {
-            str(k): draws_for(target, *_curve(table, k)) for k in sorted({k for k, _ in table})
+            str(k): ours.draws(target) for k, ours in sorted(findings.curves.items())
         },
     }  # fmt: skip
     single = {row["form"]: row for row in rows if row["form"] in ("exact", "exact_racing")}
@@ -131,11 +131,6 @@ def _many(published: PublishedCost, many: Row, corpus_size: int) -> dict[str, An
 
 def _per_query(row: Row) -> dict[str, Any]:
     return dict(row) | {"seconds_per_query": row["seconds"] / row["queries"]}
-
-
-def _curve(table: Mapping[tuple[int, int], Mapping[str, float]], k: int) -> tuple[list[int], list[float]]:
-    draws = sorted(t for budget, t in table if budget == k)
-    return draws, [table[k, t]["spearman"] for t in draws]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from byline.errors import LabelsNotUsable
-from byline.evaluation.bench_agreement import agreement, cheapest, draws_for, evenly
+from byline.evaluation.bench_agreement import Curve, agreement, cheapest, evenly
+from byline.evaluation.bench_plan import Findings
 from byline.evaluation.bench_rows import RowFile
 from byline.evaluation.bench_teacher_report import PublishedCost, figures
 
@@ -23,18 +24,30 @@ def test_agreement_is_perfect_with_itself_and_chance_with_noise() -> None:
 
 
 def test_cheapest_reaches_the_target_and_weighs_both_budgets() -> None:
-    table = {(64, 32): 0.80, (64, 64): 0.90, (256, 32): 0.91, (256, 64): 0.95}
-    few = cheapest(table, 0.9, query_cost=1, item_cost=1000)
-    many = cheapest(table, 0.9, query_cost=1000, item_cost=1)
-    assert (few.query_draws, few.item_draws) == (256, 32)
-    assert (many.query_draws, many.item_draws) == (64, 64)
-    assert cheapest(table, 0.99, 1, 1).agreement == 0.95  # out of reach: the best there is
+    curves = {64: Curve(1.2, 8.0), 256: Curve(1.1, 8.0)}
+    target = curves[256].at(40)
+    limits = {"unit": 8, "most": 128, "target": target}
+    few = cheapest(curves, query_cost=1, item_cost=1000, **limits)  # type: ignore[arg-type]
+    many = cheapest(curves, query_cost=1000, item_cost=1, **limits)  # type: ignore[arg-type]
+    assert (few.query_draws, few.item_draws) == (256, 40)
+    assert (many.query_draws, many.item_draws) == (64, 80)
+    assert few.agreement >= target - 1e-9 and many.agreement >= target - 1e-9
+    best = cheapest(curves, 0.99, unit=8, most=128, query_cost=1, item_cost=1)
+    assert (best.query_draws, best.item_draws) == (256, 128)  # out of reach: the best there is
 
 
-def test_draws_for_interpolates_in_the_logarithm() -> None:
-    assert draws_for(0.5, [16, 64], [0.4, 0.6]) == pytest.approx(32)
-    assert draws_for(0.3, [16, 64], [0.4, 0.6]) == 16
-    assert draws_for(0.7, [16, 64], [0.4, 0.6]) is None
+def test_a_curve_recovers_the_noise_that_made_it() -> None:
+    """Scores = truth + noise / sqrt(draws): the fitted curve has that noise, and gives budgets between those seen."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(200_000)
+    draws = [8, 16, 32, 64]
+    found = [float(np.corrcoef(truth, truth + rng.standard_normal(200_000) * (10 / t) ** 0.5)[0, 1]) for t in draws]
+    curve = Curve.fit(draws, found)
+    assert curve.floor == pytest.approx(1, abs=0.02) and curve.noise == pytest.approx(10, rel=0.05)
+    assert curve.draws(curve.at(24)) == pytest.approx(24)
+    assert curve.draws(1.5) is None
+    with pytest.raises(LabelsNotUsable):
+        Curve.fit([8], [0.5])
 
 
 def test_evenly_takes_different_replicates_over_the_whole_range() -> None:
@@ -70,12 +83,12 @@ def test_published_cost_counts_one_sweep_a_query_or_two_and_never_the_reload() -
 
 
 def test_headline_is_the_largest_run_against_the_form_that_computes_baselines_once() -> None:
-    table = {(100, 32): {"spearman": 0.9}, (100, 64): {"spearman": 0.95}}
-    found = figures(_rows(), {64: {"spearman": 0.9}}, table, corpus_size=400)
+    findings = Findings(rows=_rows(), curves={100: Curve(1.0, 8.0)}, published_curve=Curve(1.0, 16.0))
+    found = figures(findings, corpus_size=400)
     assert found["many_queries_ratio"] == pytest.approx((50 * 4 + 51 * 20) / 30)
     assert found["many_queries"]["whole_corpus_extrapolated"]["ratio"] == pytest.approx((200 + 51 * 40) / 50)
     assert found["many_queries"]["ratio_equal_draws"] == pytest.approx((50 * 4 + 51 * 20) / (100 + 40))
-    assert found["item_draws_for_equal_agreement"] == {"100": 32.0}
+    assert found["item_draws_for_equal_agreement"] == {"100": pytest.approx(32)}
     extrapolated = [row for row in found["rows"] if row.get("extrapolated")]
     assert extrapolated and all(row["form"].startswith("published, baselines") for row in extrapolated)
 
