@@ -89,9 +89,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=root / "data/labels")
     parser.add_argument("--work", type=Path, default=root / ".byline/labels", help="resumable intermediate files")
     parser.add_argument("--queries", type=int, default=400)
-    parser.add_argument("--draws", type=int, default=128, help="(timestep, noise) draws per item")
+    parser.add_argument("--draws", type=int, default=64, help="(timestep, noise) draws per item")
     parser.add_argument("--query-draws", type=int, default=128)
     parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--objective", choices=("denoising", "output_norm"), default="output_norm")
     parser.add_argument("--dimensions", type=int, default=128, help="of a sketch, beside the token gradients")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -104,7 +105,7 @@ def main() -> None:
     curvature = ensure_curvature(model, teacher_items, a.model / "curvature", seed=a.seed)
     settings = UnlearningSettings(
         corpus_size=len(items), query_draws=a.query_draws, item_draws=a.draws, damping=a.damping, seed=a.seed,
-        noise="shared",
+        noise="shared", objective=a.objective,
     )  # fmt: skip
     teacher = AbuPlusLinear(model, curvature, settings)
     work = a.work / f"{model.revision}-{settings.digest()}-{a.queries}"
@@ -168,7 +169,7 @@ def main() -> None:
         )  # fmt: skip
     made_by = (
         f"python data/labels/make.py --queries {a.queries} --draws {a.draws} --query-draws {a.query_draws} "
-        f"--damping {a.damping} --seed {a.seed}"
+        f"--damping {a.damping} --objective {a.objective} --seed {a.seed}"
     )
     header = SnapshotHeader("openclipart", model.revision, "openclipart", teacher.teacher_id, made_by)
     write_snapshot(a.out, header, labelled)

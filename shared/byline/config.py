@@ -38,6 +38,7 @@ TEACHER_NAMES = (
 )  # fmt: skip
 LAYER_SELECTIONS = ("cross_attention_kv", "cross_attention", "attention", "linear", "all")
 Aggregation = Literal["sum", "skew", "unit"]
+Objective = Literal["denoising", "output_norm"]
 
 
 def repository_root() -> Path:
@@ -98,6 +99,7 @@ class Settings(BaseSettings):
     verify_selection: str = "cross_attention_kv"
     verify_damping: float = Field(0.1, gt=0)
     verify_aggregation: Aggregation = "sum"
+    verify_objective: Objective = "output_norm"
     #: Stop spending draws on candidates that cannot reach the top_k a job asked for.
     verify_racing: bool = True
     #: Noise draws of the query's gradient in the ESTIMATED tier.
@@ -111,6 +113,7 @@ class Settings(BaseSettings):
     curation_selection: str = "cross_attention_kv"
     curation_damping: float = Field(0.1, gt=0)
     curation_aggregation: Aggregation = "sum"
+    curation_objective: Objective = "output_norm"
     curation_target_open: int = Field(2, ge=0)
     curation_poll_seconds: float = Field(2.0, gt=0)
     #: Candidates of a query: its nearest, and some at random. 0: the whole corpus.
@@ -205,13 +208,13 @@ class Settings(BaseSettings):
     def verify_teacher_settings(self) -> dict[str, object]:
         """Layer selection and teacher settings of the verification stage, as the workers' bench takes them."""
         return {"selection": self.verify_selection, "damping": self.verify_damping,
-                "aggregation": self.verify_aggregation}
+                "aggregation": self.verify_aggregation, "objective": self.verify_objective}
 
     @property
     def curation_teacher_settings(self) -> dict[str, object]:
         """The same for curation; its labels share one noise set over all items (design §7: worth 1.3x the draws)."""
         return {"noise": "shared", "selection": self.curation_selection, "damping": self.curation_damping,
-                "aggregation": self.curation_aggregation}
+                "aggregation": self.curation_aggregation, "objective": self.curation_objective}
 
     @property
     def database_url(self) -> str:

@@ -46,6 +46,7 @@ def teacher(
     selection: Annotated[str, typer.Option("--layers", help=" | ".join(LAYER_SELECTIONS))] = "cross_attention_kv",
     damping: Annotated[float, typer.Option("--damping", min=0)] = 0.1,
     aggregation: Annotated[str, typer.Option("--aggregation", help="sum | skew | unit")] = "sum",
+    objective: Annotated[str, typer.Option("--objective", help="denoising | output_norm")] = "denoising",
     noise: Annotated[str, typer.Option("--noise", help="item | shared")] = "shared",
     decade_queries: Annotated[int, typer.Option("--decade-queries", min=0, help="0: no step sizes.")] = 2,
     decade_candidates: Annotated[int, typer.Option("--decade-candidates", min=2)] = 100,
@@ -59,7 +60,7 @@ def teacher(
 ) -> None:
     """Does the first-order teacher order candidates as the exact one does? Or: how do any teachers agree?"""
     names = [name.strip() for name in teachers.split(",") if name.strip()]
-    _validate(names, selection, aggregation, noise, damping)
+    _validate(names, selection, aggregation, objective, noise, damping)
     # Heavy imports here: `byline evaluate --help` must not wait for torch.
     from byline.diffusion.model import DiffusionModel
     from byline.evaluation.corpus_file import read_corpus
@@ -78,7 +79,7 @@ def teacher(
     )
     settings = UnlearningSettings(
         corpus_size=len(items), query_draws=query_draws, item_draws=draws, damping=damping, seed=seed,
-        noise=noise, aggregation=aggregation,  # type: ignore[arg-type]  # checked by _validate
+        noise=noise, aggregation=aggregation, objective=objective,  # type: ignore[arg-type]  # checked by _validate
     )  # fmt: skip
     report = _Reporter()
 
@@ -93,7 +94,7 @@ def teacher(
     figures: dict[str, Any] = {
         "model_revision": loaded.revision, "queries": len(asked), "candidates": candidates, "draws": draws,
         "query_draws": query_draws, "layers": selection, "damping": damping, "aggregation": aggregation,
-        "noise": noise,
+        "objective": objective, "noise": noise,
     }  # fmt: skip
     if names:
         figures |= _compare(names, make, asked, rows, report, work)
@@ -177,12 +178,15 @@ class _Reporter:
         typer.echo(f"{label}: {done} of {total}{left}", err=True)
 
 
-def _validate(names: list[str], selection: str, aggregation: str, noise: str, damping: float) -> None:
+def _validate(
+    names: list[str], selection: str, aggregation: str, objective: str, noise: str, damping: float
+) -> None:
     for name in names:
         if name not in TEACHER_NAMES:
             raise InvalidRequest("--teachers", f"no teacher is called {name!r}; there are {', '.join(TEACHER_NAMES)}")
     choices = (
         ("--layers", selection, LAYER_SELECTIONS), ("--aggregation", aggregation, ("sum", "skew", "unit")),
+        ("--objective", objective, ("denoising", "output_norm")),
         ("--noise", noise, ("item", "shared")),
     )  # fmt: skip
     for option, value, known in choices:

@@ -11,19 +11,41 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from byline.errors import LabelsNotUsable
 from byline.evaluation.kept_rows import KeptRows
-from byline.rankings.snapshot import SnapshotQuery
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.ranking import Check, Ranking, Teacher, TeacherItem, TeacherQuery, never_cancelled
 
 #: Called with the teacher's label, work done and work in all.
 Report = Callable[[str, int, int], None]
+
+
+class Labelled(Protocol):
+    """A labelled query of a snapshot."""
+
+    @property
+    def split(self) -> str:
+        """train, validation or test."""
+        ...
+
+    @property
+    def item_ids(self) -> NDArray[np.int64]:
+        """[n]."""
+        ...
+
+    @property
+    def tau(self) -> NDArray[np.float32]:
+        """[n]; higher = more influential."""
+        ...
+
+
+_Labelled = TypeVar("_Labelled", bound=Labelled)
 
 
 @dataclass(frozen=True)
@@ -75,9 +97,9 @@ class ScoreRows:
 
 
 def questions(
-    snapshot: Sequence[SnapshotQuery],
+    snapshot: Sequence[_Labelled],
     corpus: Sequence[TeacherItem],
-    images: Callable[[SnapshotQuery], TeacherQuery],
+    images: Callable[[_Labelled], TeacherQuery],
     *,
     count: int,
     candidates: int,

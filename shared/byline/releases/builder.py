@@ -34,6 +34,7 @@ from byline.releases.manifest import (
     MANIFEST,
     REQUIRED_FILES,
     SKETCH_FILES,
+    SKETCH_TOKENS,
     LabelSet,
     ReleaseManifest,
     file_entry,
@@ -90,7 +91,7 @@ def build_release(
         names: tuple[str, ...] = REQUIRED_FILES
         if sketches is not None:
             write_sketches(working, sketches, ids)
-            names += SKETCH_FILES
+            names += SKETCH_FILES if sketches.tokens is None else (*SKETCH_FILES, SKETCH_TOKENS)
         files = {name: file_entry(working / name) for name in names}
         digests = [files[name].sha256 for name in names]
         manifest = ReleaseManifest(

@@ -5,6 +5,7 @@ more influential, everywhere.
 """
 
 from byline.teachers.ranking import Ranking, Teacher, TeacherItem, TeacherQuery
-from byline.teachers.registry import TEACHERS, load_teacher
+from byline.teachers.recipes import TEACHERS
+from byline.teachers.registry import load_teacher
 
 __all__ = ["TEACHERS", "Ranking", "Teacher", "TeacherItem", "TeacherQuery", "load_teacher"]

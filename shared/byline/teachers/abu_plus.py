@@ -76,11 +76,12 @@ class AbuPlus(NaturalGradientTeacher):
                 "use the first-order form (abu_plus_linear), or aggregation 'sum' or 'skew'"
             )
         super().__init__(model, curvature, settings, batch)
-        self._measured = ItemLosses(model, self.scheme, batch)
+        self._measured = ItemLosses(model, self.scheme, batch, settings.objective)
         self._orientations = (False,) if settings.flips == "none" else (False, True)
         self._cache = cache
         # Losses of another kind of device differ in their last bits, and the rise is a small difference.
-        self._kind = f"{model.revision}/{self.scheme.name}/{torch.device(model.device).type}"
+        noise = self.scheme.name + ("" if settings.objective == "denoising" else f"-{settings.objective}")
+        self._kind = f"{model.revision}/{noise}/{torch.device(model.device).type}"
         self._baselines: LossStore = LossMemory(self.scheme.draws_per_replicate)
         if cache is not None:
             folder = cache / "baselines" / self._kind

@@ -62,7 +62,9 @@ class AbuPlusLinear(NaturalGradientTeacher):
         """See ``NaturalGradientTeacher``."""
         super().__init__(model, curvature, settings, batch)
         self.memory = memory
-        self.gradients = ItemGradients(model, self._layers, self.scheme, batch, settings.aggregation, autocast=autocast)
+        self.gradients = ItemGradients(
+            model, self._layers, self.scheme, batch, settings.aggregation, settings.objective, autocast=autocast
+        )
 
     @property
     def teacher_id(self) -> str:

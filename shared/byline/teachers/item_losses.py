@@ -23,6 +23,7 @@ from PIL import Image
 
 from byline.diffusion.model import DiffusionModel
 from byline.teachers.baselines import CellKey
+from byline.teachers.item_gradients import Objective
 from byline.teachers.noise import NoiseScheme, item_key
 from byline.teachers.ranking import TeacherItem
 
@@ -47,8 +48,12 @@ class Cell:
 class ItemLosses:
     """Losses of cells under one or several sets of weights."""
 
-    def __init__(self, model: DiffusionModel, scheme: NoiseScheme, batch: int) -> None:
-        """``batch``: rows of a UNet call; another batch may change the last bits of a loss."""
+    def __init__(
+        self, model: DiffusionModel, scheme: NoiseScheme, batch: int, objective: Objective = "denoising"
+    ) -> None:
+        """``batch``: rows of a UNet call; another batch may change the last bits of a loss. ``objective``: what
+        is called loss here, see ``UnlearningSettings``."""
+        self.objective = objective
         self.model = model
         self.scheme = scheme
         self.batch = batch
@@ -94,7 +99,7 @@ class ItemLosses:
                         (noisy, timesteps),
                         {"encoder_hidden_states": states[index], "return_dict": False},
                     )[0]
-                error = (output - target)[: len(rows)].double()
+                error = (output if self.objective == "output_norm" else output - target)[: len(rows)].double()
                 losses[number, rows] = error.pow(2).flatten(1).mean(1).cpu().numpy()
         return losses.reshape(len(weights), len(cells), width)
 

@@ -31,7 +31,9 @@ class UnlearningSettings:
     query's gradient; ``item_draws`` the item's loss. ``damping`` is relative to the mean eigenvalue
     of a layer. ``antithetic`` noise comes in pairs (eps, -eps) at one timestep. ``aggregation`` over
     timesteps: ``sum`` (as published: the mean rise of the loss), ``skew`` (each rise divided by the
-    sum of the losses before and after), ``unit`` (each draw's gradient at unit norm). ``flips``: the
+    sum of the losses before and after), ``unit`` (each draw's gradient at unit norm). ``objective`` is what
+    is unlearned and whose rise is tau: the ``denoising`` loss (as published), or ``output_norm``, the mean
+    square of the network's output (D-TRAK's function), by retraining the better predictor. ``flips``: the
     item as it is, or both orientations and their ``max`` (as published) or ``mean``. ``linearity`` is
     the largest relative departure from tau(2s) = 2 tau(s) and tau(-s) = -tau(s) that calibration
     accepts. ``racing`` > 0 lets the exact form stop spending draws on candidates whose confidence
@@ -47,6 +49,7 @@ class UnlearningSettings:
     noise: Literal["item", "shared"] = "item"
     antithetic: bool = False
     aggregation: Literal["sum", "skew", "unit"] = "sum"
+    objective: Objective = "denoising"
     flips: Literal["none", "max", "mean"] = "none"
     linearity: float = 0.1
     racing: int = 0
@@ -74,7 +77,7 @@ def query_blocks(
     settings: UnlearningSettings,
     *,
     batch: int = 128,
-    objective: Objective = "denoising",
+    objective: Objective | None = None,
     replicates: int = 1,
     memory: int = 256 << 20,
     check: Check = never_cancelled,
@@ -86,7 +89,7 @@ def query_blocks(
     the step that causes it is the published one. ``replicates`` splits the draws for a standard error.
     """
     scheme = NoiseScheme("item", settings.seed, settings.query_draws, replicates, settings.antithetic)
-    gradients = ItemGradients(model, layers, scheme, batch, objective=objective)
+    gradients = ItemGradients(model, layers, scheme, batch, objective=objective or settings.objective)
     as_items = [TeacherItem(_QUERY_ID, query.image, query.prompt) for query in queries]
     chunk = max(1, memory // gradients.bytes_per_item())
     for start in range(0, len(queries), chunk):
@@ -101,7 +104,7 @@ def query_gradients(
     settings: UnlearningSettings,
     *,
     batch: int = 128,
-    objective: Objective = "denoising",
+    objective: Objective | None = None,
     check: Check = never_cancelled,
 ) -> dict[str, torch.Tensor]:
     """The queries' gradients, per layer [q, rows, columns]; see ``query_blocks``."""
@@ -119,7 +122,7 @@ def query_gradient(
     settings: UnlearningSettings,
     *,
     batch: int = 128,
-    objective: Objective = "denoising",
+    objective: Objective | None = None,
     check: Check = never_cancelled,
 ) -> dict[str, torch.Tensor]:
     """One query's gradient, per layer [rows, columns]; see ``query_blocks``."""

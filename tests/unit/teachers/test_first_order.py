@@ -240,3 +240,16 @@ def test_the_two_halves_of_tau_share_neither_the_items_noise_nor_the_querys(benc
     apart = np.abs(one - other) / 2
     assert (ranking.standard_error >= apart * 0.999).all()
     assert not np.allclose(apart, 0)
+
+
+def test_either_objective_is_the_same_in_both_forms_and_another_teacher(bench, tmp_path: Path) -> None:
+    """D-TRAK's function instead of the loss: unlearned and measured alike, and never mixed with the loss."""
+    rankings = {}
+    for objective in ("denoising", "output_norm"):
+        settings = replace(bench.settings, objective=objective)
+        exact = AbuPlus(bench.model, bench.curvature, settings, cache=tmp_path).score(bench.query, bench.items)
+        linear = AbuPlusLinear(bench.model, bench.curvature, settings).score(bench.query, bench.items)
+        assert spearman(exact.tau, linear.tau) > 0.99
+        rankings[objective] = linear
+    assert rankings["denoising"].teacher_id != rankings["output_norm"].teacher_id
+    assert spearman(*(ranking.tau for ranking in rankings.values())) < 0.99

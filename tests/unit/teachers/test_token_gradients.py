@@ -45,6 +45,16 @@ def test_token_gradients_score_as_the_first_order_does(bench, linear, fitted, to
     assert fitted.fidelity["token_rank"] == tokens.basis.rank
 
 
+def test_flips_mean_keeps_both_orientations(bench, linear, tmp_path: Path) -> None:
+    both = AbuPlusLinear(bench.model, bench.curvature, replace(linear.settings, flips="mean"), batch=64)
+    found = fit_sketches(both, bench.items[:6], dimensions=3, store=tmp_path)
+    teacher = SketchTeacher(bench.model, bench.curvature, found.basis, found)
+    expected, ranking = both.score(bench.query, bench.items[:6]), teacher.score(bench.query, bench.items[:6])
+    assert np.abs(ranking.tau - expected.tau).max() < 0.1 * np.abs(expected.tau).max()
+    upright = linear.score(bench.query, bench.items[:6])
+    assert np.abs(ranking.tau - expected.tau).max() < np.abs(ranking.tau - upright.tau).max()
+
+
 def test_fewer_directions_keep_less(bench, linear, fitted, tmp_path: Path) -> None:
     few = fit_sketches(
         linear, bench.items, dimensions=3, token_rank=2, fidelity_queries=[bench.query], store=tmp_path
