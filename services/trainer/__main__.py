@@ -51,7 +51,7 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
     limits = GateLimits(map_floor=settings.gate_map_floor, tolerance=settings.gate_regression_tolerance,
                         confidence=settings.gate_confidence)
     return RefreshSettings(
-        model_id=settings.model_id, teacher_family=settings.curation_teacher, cutoff=settings.gate_map_at,
+        model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
         limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs,
         git_sha=git_commit(repository_root()),
     )
@@ -124,13 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     telemetry.start_metrics(arguments.metrics_port)
     registry = ReleaseRegistry(engine)
     loop = TrainerLoop(
-        count=lambda: count_rankings(engine, settings.model_id, settings.curation_teacher),
+        count=lambda: count_rankings(engine, settings.model_id, settings.curation_family),
         last=lambda: last_refresh(registry, settings.model_id),
         refresh=encoding.run_once,
         rule=RefreshRule(settings.trainer_min_new_rankings, timedelta(seconds=settings.trainer_interval_seconds)),
         now=lambda: datetime.now(UTC), stop=stop, poll_s=settings.trainer_poll_seconds,
     )
-    log.info("trainer_started", model_id=settings.model_id, teacher=settings.curation_teacher)
+    log.info("trainer_started", model_id=settings.model_id, teacher=settings.curation_family)
     loop.run()
     engine.dispose()
     log.info("trainer_stopped")

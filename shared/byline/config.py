@@ -211,6 +211,13 @@ class Settings(BaseSettings):
                 "aggregation": self.verify_aggregation, "objective": self.verify_objective}
 
     @property
+    def curation_family(self) -> str:
+        """The family of curation's labels, as it stands first in their teacher ids: method and objective."""
+        unlearning = not self.curation_teacher.startswith(("trak", "d_trak", "similarity:"))
+        other = unlearning and self.curation_objective != "denoising"
+        return f"{self.curation_teacher}+{self.curation_objective}" if other else self.curation_teacher
+
+    @property
     def curation_teacher_settings(self) -> dict[str, object]:
         """The same for curation; its labels share one noise set over all items (design §7: worth 1.3x the draws)."""
         return {"noise": "shared", "selection": self.curation_selection, "damping": self.curation_damping,

@@ -72,7 +72,7 @@ def test_labels_curvature_corpus_and_generator_belong_together(rows: list[dict])
     revision = directory_revision(DATA / "generator")
     header, queries = read_snapshot(DATA / "labels")
     assert header.model_revision == revision
-    assert header.teacher_id.startswith("abu_plus_linear/") and revision in header.teacher_id
+    assert header.teacher_id.startswith("abu_plus_linear+output_norm/") and revision in header.teacher_id
     assert Curvature.load(DATA / "generator" / "curvature", revision).model_revision == revision
     corpus = {row["item_id"] for row in rows}
     assert len(queries) >= 200

@@ -127,7 +127,10 @@ def test_layers_and_damping_of_curation_and_verification_are_settings_of_their_o
     settings = load_settings()
     assert settings.curation_teacher_settings == {
         "noise": "shared", "selection": "all", "damping": 0.1, "aggregation": "sum",
+        "objective": "output_norm",
     }  # fmt: skip
+    assert settings.curation_family == "abu_plus_linear+output_norm"
     assert settings.verify_teacher_settings == {
         "selection": "cross_attention_kv", "damping": 0.01, "aggregation": "sum",
+        "objective": "output_norm",
     }  # fmt: skip

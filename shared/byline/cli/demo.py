@@ -233,13 +233,13 @@ def refresh_under_load(
     """Let curation add rankings and the trainer refresh, while lookups keep flowing; what they saw."""
     registry = ReleaseRegistry(engine)
     seen = [record.release_id for record in registry.list(settings.model_id)]
-    before = count_rankings(engine, settings.model_id, settings.curation_teacher)
+    before = count_rankings(engine, settings.model_id, settings.curation_family)
     with SteadyLookups(settings.grpc_address, settings.model_id, [(p.image, p.text) for p in prompts]) as lookups:
         client.resume("rank")
         with bar("live rankings by curation") as progress:
             ends = time.monotonic() + 240
             while time.monotonic() < ends:
-                fresh = count_rankings(engine, settings.model_id, settings.curation_teacher) - before
+                fresh = count_rankings(engine, settings.model_id, settings.curation_family) - before
                 progress(min(fresh, LIVE_RANKINGS), LIVE_RANKINGS)
                 if fresh >= LIVE_RANKINGS:
                     break
@@ -314,7 +314,7 @@ def _run(settings: Settings, client: Client, count: int, started: float) -> None
         slow = [ask_slow(client, prompt, "VERIFIED") for prompt in prompts[:VERIFIED_QUERIES]]
     swap: dict[str, Any] | None = None
     labelled = sum(q.split != "test" for q in snapshot)
-    if count_rankings(engine, settings.model_id, settings.curation_teacher) < labelled:
+    if count_rankings(engine, settings.model_id, settings.curation_family) < labelled:
         with step("Curation adds rankings, the trainer a release, and lookups go on"):
             swap = refresh_under_load(settings, engine, client, prompts, later, releases)
     _report(settings, client, engine, prompts, fast, estimated, slow, swap, releases, started)

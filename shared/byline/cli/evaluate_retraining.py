@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from byline.evaluation.retraining_study import Study
 
 #: The variant curation uses, and the published one: what the tables compare the others with.
-CHOSEN = "abu_plus_linear all 0.1 sum"
+CHOSEN = "abu_plus_linear cross_attention_kv 0.1 output_norm"
 PUBLISHED = "abu_plus_linear cross_attention_kv 0.1 sum"
 TEACHERS = ("abu_plus_linear,abu_linear,gradient_linear,trak,d_trak,similarity:pixels,similarity:efficientnet_lite0,"
             "similarity:minilm,similarity:denoiser")  # fmt: skip
@@ -42,6 +42,7 @@ Size = Annotated[str, typer.Option("--size", help="cpu (two hours of two cores),
 Work = Annotated[Path, typer.Option("--work", help="Where studies, retrainings and scores are kept.")]
 Reference = Annotated[str, typer.Option("--reference", help="The variant the others are compared with.")]
 Names = Annotated[str, typer.Option("--teachers", help="Registered teachers, separated by commas; '' for none.")]
+Forms = Annotated[str, typer.Option("--forms", help="Of the first-order teachers: one pass over the corpus each.")]
 NoTraining = Annotated[bool, typer.Option("--no-training", help="Only judge by the retrainings that are there.")]
 
 
@@ -51,6 +52,7 @@ def lds(
     teachers: Names = TEACHERS,
     reference: Reference = CHOSEN,
     head: Annotated[bool, typer.Option("--head/--no-head", help="Also a head taught by the reference.")] = True,
+    forms: Forms = "sum,output_norm,unit,skew",
     no_training: NoTraining = False,
     work: Work = Path(".byline/retraining"),
     out: Annotated[Path, typer.Option("--out", help="Where the JSON goes.")] = Path("reports/evaluate/lds.json"),
@@ -68,7 +70,7 @@ def lds(
     done = [rows[r.key(study.study_id)] for r in wanted if r.key(study.study_id) in rows]
     if len(done) < 3:
         raise LabelsNotUsable(f"{len(done)} half-corpus retrainings are there; let the command finish at least 3")
-    book = open_scores(study, size)
+    book = open_scores(study, size, forms.split(","))
     skipped = book.ensure([name for name in teachers.split(",") if name])
     if head:
         _ensure_head(book, reference, size)
@@ -141,12 +143,18 @@ def open_study(settings: Settings, size: str, work: Path) -> tuple[Study, Retrai
     return study, RetrainingStore(study, None if size == "tiny" else picture_likeness(settings.device))
 
 
-def open_scores(study: Study, size: str) -> ScoreBook:
-    """The study's scores of teachers."""
-    from byline.evaluation.retraining_scores import ScoreBook, ScoreSettings
+def open_scores(study: Study, size: str, forms: Sequence[str] = ()) -> ScoreBook:
+    """The study's scores of teachers. LabelsNotUsable for an unknown form."""
+    from dataclasses import replace
 
-    tiny = ScoreSettings(query_draws=8, item_draws=8, samples=32, dampings=(0.1,), forms=("sum", "output_norm"))
-    return ScoreBook(study, tiny if size == "tiny" else ScoreSettings(), _stages())
+    from byline.evaluation.retraining_scores import FORMS, ScoreBook, ScoreSettings
+
+    if unknown := set(forms) - set(FORMS):
+        raise LabelsNotUsable(f"there is no form {sorted(unknown)}; choose from {', '.join(FORMS)}")
+    tiny = ScoreSettings(query_draws=8, item_draws=8, samples=32, dampings=(0.1,))
+    settings = tiny if size == "tiny" else ScoreSettings()
+    chosen = tuple(FORMS[form] for form in forms) or settings.forms
+    return ScoreBook(study, replace(settings, forms=chosen), _stages())
 
 
 def _ensure_head(book: ScoreBook, reference: str, size: str) -> None:

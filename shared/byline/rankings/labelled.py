@@ -45,8 +45,8 @@ class LabelSplits:
 
 
 def teacher_family(teacher_id: str) -> str:
-    """The method of a teacher id, without its settings: rankings of one family measure the same thing."""
-    return teacher_id.partition("/")[0].partition(":")[0]
+    """Method and objective of a teacher id, without its settings: rankings of one family measure the same thing."""
+    return teacher_id.partition("/")[0]
 
 
 def load_splits(store: RankingStore, model_id: str, family: str) -> LabelSplits:

@@ -152,8 +152,9 @@ class NaturalGradientTeacher:
 
     @property
     def teacher_id(self) -> str:
-        """See ``Teacher``."""
-        return f"{self.method}/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
+        """See ``Teacher``. The objective stands beside the method: what measures something else is another family."""
+        objective = "" if self.settings.objective == "denoising" else f"+{self.settings.objective}"
+        return f"{self.method}{objective}/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
 
     def directions(self, queries: Sequence[TeacherQuery], *, check: Check = never_cancelled) -> dict[str, torch.Tensor]:
         """Natural-gradient ascent directions (F + damping)^-1 grad L(query), per layer [q, rows, columns]."""

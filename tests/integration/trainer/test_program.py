@@ -54,7 +54,8 @@ def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
         queries.append(SnapshotQuery(
             f"a disc {number}", number, "train" if number < 20 else "validation", number, "corpus", "corpus", 64,
             _picture(colour, rng), np.arange(ITEMS), halves.mean(0), np.full(ITEMS, 0.02, np.float32), halves))
-    write_snapshot(tmp_path / "labels", SnapshotHeader("discs", "rev1", "discs", "abu_plus_linear/1"), queries)
+    header = SnapshotHeader("discs", "rev1", "discs", "abu_plus_linear+output_norm/1")
+    write_snapshot(tmp_path / "labels", header, queries)
     import_snapshot(engine, blobs, tmp_path / "labels", model_id="discs", model_revision="rev1", corpus_id="discs")
     engine.dispose()
     own = {name: value for name, value in os.environ.items() if not name.startswith("BYLINE_")}

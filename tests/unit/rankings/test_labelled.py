@@ -59,7 +59,8 @@ def test_the_digest_changes_with_the_labels_only():
 
 
 def test_teachers_of_one_method_are_a_family_whatever_their_settings():
-    assert teacher_family("abu_plus_linear/1a2b/cross") == teacher_family("abu_plus_linear:9") == "abu_plus_linear"
+    assert teacher_family("abu_plus_linear/1a2b/cross") == teacher_family("abu_plus_linear/9") == "abu_plus_linear"
+    assert teacher_family("abu_plus_linear+output_norm/1a2b") != "abu_plus_linear", "another objective is another thing"
     assert teacher_family("abu_plus/1a2b") != "abu_plus_linear"
 
 
