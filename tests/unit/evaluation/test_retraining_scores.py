@@ -55,6 +55,15 @@ def test_products_with_stored_gradients_are_the_teachers_scores(book: ScoreBook,
                                    rtol=1e-3, atol=1e-4 * np.abs(tau).max())  # fmt: skip
 
 
+def test_the_other_objective_is_the_teachers_too(book: ScoreBook) -> None:
+    found = book.first_order_scores(book.study.queries, "output_norm", only="abu_plus_linear all 0.1 output_norm")
+    settings = replace(SETTINGS.unlearning(20), objective="output_norm")
+    teacher = AbuPlusLinear(book.model, book.curvature("all"), settings)
+    tau = np.stack([r.tau for r in teacher.score_many(book.study.queries, book.study.items)])
+    np.testing.assert_allclose(found["abu_plus_linear all 0.1 output_norm"], tau,
+                               rtol=1e-3, atol=1e-4 * np.abs(tau).max())  # fmt: skip
+
+
 def test_the_plain_gradient_is_the_teacher_without_curvature(book: ScoreBook) -> None:
     teacher = AbuPlusLinear(book.model, NoCurvature("all", book.model.revision), SETTINGS.unlearning(20))
     tau = np.stack([r.tau for r in teacher.score_many(book.study.queries, book.study.items)])
