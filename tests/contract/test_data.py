@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from byline.diffusion.model import directory_revision
-from byline.rankings.snapshot import read_snapshot
+from byline.rankings.snapshot import read_header, read_snapshot
 from byline.teachers.curvature import Curvature
+from byline.teachers.sketch_set import SketchSet
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MEGABYTE = 1_000_000
@@ -65,6 +66,7 @@ def test_data_keeps_within_its_size_limits() -> None:
 
     assert size("openclipart", "*") <= 25 * MEGABYTE
     assert size("generator", "unet/*", "vae/*", "scheduler/*", "*.json") <= 25 * MEGABYTE
+    assert size("generator", "sketches/*") <= 60 * MEGABYTE
     assert size("labels", "*.safetensors", "*.json") <= 15 * MEGABYTE
 
 
@@ -77,6 +79,16 @@ def test_labels_curvature_corpus_and_generator_belong_together(rows: list[dict])
     corpus = {row["item_id"] for row in rows}
     assert len(queries) >= 200
     assert all(set(query.item_ids.tolist()) == corpus for query in queries)
+
+
+def test_sketches_are_of_this_corpus_and_teacher_and_near_the_first_order_ranking(rows: list[dict]) -> None:
+    revision = directory_revision(DATA / "generator")
+    sketches = SketchSet.load(DATA / "generator" / "sketches", revision)
+    assert set(sketches.item_ids.tolist()) == {row["item_id"] for row in rows}
+    assert sketches.teacher_id == read_header(DATA / "labels").teacher_id
+    assert sketches.tokens is not None and sketches.tokens.item_ids.tolist() == sketches.item_ids.tolist()
+    assert sketches.fidelity["token_map100"] >= 0.95 and sketches.fidelity["queries"] >= 20
+    sketches.basis.require(Curvature.load(DATA / "generator" / "curvature", revision))
 
 
 def test_no_prompt_group_is_in_two_splits() -> None:

@@ -42,7 +42,7 @@ def test_a_verified_job_streams_both_tiers_and_ends_once(cluster: Cluster, pictu
     assert last.state == "SUCCEEDED"
     retrieved, verified = last.answers
     assert verified.release == retrieved.release
-    assert verified.teacher_id.startswith("abu_plus/")
+    assert verified.teacher_id.startswith("abu_plus+output_norm/")
     taus = [one.tau for one in verified.influences]
     assert len(taus) == 5 and taus == sorted(taus, reverse=True)
     assert all(one.standard_error >= 0 for one in verified.influences)
