@@ -124,14 +124,14 @@ def _query(query: ShownQuery, shown: int = 8) -> str:
             query, query.estimated.influences[:shown],
             f"<b>ESTIMATED</b> in {query.estimated_seconds or 0:.1f} s: the whole corpus, by one gradient of the query "
             f"({query.estimated.draws} noise draws) against the sketches of all images. τ ± standard error of that "
-            "gradient, in thousandths of loss",
+            "gradient, in thousandths of what was unlearned",
         )  # fmt: skip
     if query.verified is not None:
         rows += _scored(
             query, query.verified.influences[:shown],
             f"<b>VERIFIED</b> in {query.verified_seconds or 0:.0f} s: the fast answer’s candidates, scored by "
             f"unlearning the query ({query.verified.draws} noise draws an image). τ ± standard error, in "
-            "thousandths of loss; the arrow says from which fast rank the image came",
+            "thousandths of what was unlearned; the arrow says from which fast rank the image came",
         )  # fmt: skip
     asked = (
         f'<div class="asked">{_image(query.image, query.prompt)}<div class="prompt">{escape(query.prompt)}</div></div>'

@@ -249,12 +249,14 @@ def measure_sketches(bench: Bench, reference: Scores, findings: Findings) -> Non
     queries, items = bench.judged
     size = bench.size
     draws = max(size.our_query_draws)
+    given = None if bench.sketches is None else SketchSet.load(bench.sketches, bench.model.revision)
+    if given is not None and given.basis.settings.objective != bench.ours.objective:
+        given = None  # sketches of another objective are of another teacher than the reference
 
     def work() -> Step:
         with tempfile.TemporaryDirectory() as folder, measured(bench.model) as fitting:
-            if bench.sketches is not None:
-                known = SketchSet.load(bench.sketches, bench.model.revision)
-            else:
+            known = given
+            if known is None:
                 teacher = bench.linear(replace(bench.ours, item_draws=size.sketch_draws, query_draws=draws))
                 known = fit_sketches(
                     teacher, bench.items, dimensions=size.sketch_dimensions, fidelity_queries=queries,
@@ -269,9 +271,9 @@ def measure_sketches(bench: Bench, reference: Scores, findings: Findings) -> Non
         row = cost_row("sketch", sketch.settings, len(known.item_ids), len(queries), cost) | {
             "breakdown": {"fit_once": fitting.seconds}, "dimensions": known.basis.dimensions,
             "fidelity": {name: value for name, value in known.fidelity.items() if not math.isnan(value)},
-            "agreement": agreement(tau, reference), "given": bench.sketches is not None,
+            "agreement": agreement(tau, reference), "given": given is not None,
         }  # fmt: skip
         return [row], {"tau": tau}
 
-    origin = "given" if bench.sketches is not None else "fitted"
+    origin = "given" if given is not None else "fitted"
     findings.rows += bench.run(f"sketches-{origin}-{len(bench.items)}{bench.variant}", work)[0]
