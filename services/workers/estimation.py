@@ -40,7 +40,7 @@ from services.workers.answer import Answer, estimated_answer, item_ids_of
 from services.workers.teacher_bench import TeacherBench
 from services.workers.withdrawal import refuse_withdrawn
 
-#: Token gradients scanned for one estimate, about a tenth of a millisecond each on one core.
+#: Token gradients scanned for one estimate: about 1.5 s on one core, at the 0.15 ms an item measured on the demo.
 SCANNED = 10_000
 
 

@@ -202,6 +202,12 @@ class Settings(BaseSettings):
             raise ValueError("heartbeat_seconds must be positive and shorter than lease_seconds")
         if self.default_top_k > self.max_top_k:
             raise ValueError("default_top_k must not exceed max_top_k")
+        for kind, teacher, aggregation in (
+            ("verify", self.verify_teacher, self.verify_aggregation),
+            ("curation", self.curation_teacher, self.curation_aggregation),
+        ):
+            if teacher in ("abu_plus", "abu") and aggregation == "unit":
+                raise ValueError(f"{kind}_aggregation 'unit' needs gradients, which {teacher} has not: use sum or skew")
         return self
 
     @property

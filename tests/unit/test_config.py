@@ -134,3 +134,9 @@ def test_layers_and_damping_of_curation_and_verification_are_settings_of_their_o
         "selection": "cross_attention_kv", "damping": 0.01, "aggregation": "sum",
         "objective": "output_norm",
     }  # fmt: skip
+
+
+def test_an_aggregation_the_exact_form_cannot_do_is_refused_at_the_start() -> None:
+    with pytest.raises(SettingsInvalid, match="verify_aggregation 'unit'"):
+        load_settings(verify_aggregation="unit")
+    assert load_settings(verify_teacher="abu_plus_linear", verify_aggregation="unit").verify_aggregation == "unit"

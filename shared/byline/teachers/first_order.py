@@ -30,6 +30,7 @@ from byline.teachers.ranking import (
     Check,
     Progress,
     Ranking,
+    ScoresManyAtOnce,
     TeacherItem,
     TeacherQuery,
     ignore_progress,
@@ -40,7 +41,7 @@ from byline.teachers.ranking import (
 from byline.teachers.row_store import RowStore, digest_of
 
 
-class AbuPlusLinear(NaturalGradientTeacher):
+class AbuPlusLinear(ScoresManyAtOnce, NaturalGradientTeacher):
     """The first-order teacher. Same settings, step unit and sign as the exact one.
 
     ``memory``: bytes that the gradients and scores of one chunk of items may take, the activations of a
@@ -79,18 +80,6 @@ class AbuPlusLinear(NaturalGradientTeacher):
         check: Check = never_cancelled,
     ) -> None:
         """Nothing: the curvature it was made with is all that it needs of the corpus."""
-
-    def score(
-        self,
-        query: TeacherQuery,
-        candidates: Sequence[TeacherItem],
-        *,
-        candidate_set: str = "given",
-        progress: Progress = ignore_progress,
-        check: Check = never_cancelled,
-    ) -> Ranking:
-        """First-order tau of every candidate for one query."""
-        return self.score_many([query], candidates, candidate_set=candidate_set, progress=progress, check=check)[0]
 
     def score_many(
         self,

@@ -78,10 +78,6 @@ class GradientBlock:
         held = [self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1) for name in self.names]
         return torch.cat(held, dim=2)
 
-    def text_states(self) -> torch.Tensor:
-        """The text states the layers read, [n, tokens, columns]; see ``token_gradients``."""
-        return next(iter(self._inputs.values()))
-
 
 class ItemGradients:
     """Gradients of items under one noise scheme. Stateless but for caches of latents and common noise.

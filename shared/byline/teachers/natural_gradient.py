@@ -145,9 +145,7 @@ class NaturalGradientTeacher:
         self.curvature = curvature
         self.settings = settings
         self.batch = batch
-        self.scheme = NoiseScheme(
-            settings.noise, settings.seed, settings.item_draws, settings.replicates, settings.antithetic
-        )
+        self.scheme = settings.noise_scheme
         self._layers = select_layers(model.unet, curvature.selection)
 
     @property

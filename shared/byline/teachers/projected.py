@@ -34,6 +34,7 @@ from byline.teachers.ranking import (
     Check,
     Progress,
     Ranking,
+    ScoresManyAtOnce,
     TeacherItem,
     TeacherQuery,
     ignore_progress,
@@ -46,7 +47,7 @@ from byline.teachers.sparse_projection import SparseProjection
 _FEATURE_SETTINGS = ("item_draws", "replicates", "seed", "noise", "antithetic", "aggregation")
 
 
-class ProjectedGradientTeacher:
+class ProjectedGradientTeacher(ScoresManyAtOnce):
     """``trak`` or ``d_trak`` on one selection of layers. Must be fitted on the corpus before it can score."""
 
     def __init__(
@@ -106,13 +107,6 @@ class ProjectedGradientTeacher:
         if missing:
             self._features.extend(missing, self._project_items, self._chunk, progress, check)
             self._factor = None
-
-    def score(
-        self, query: TeacherQuery, candidates: Sequence[TeacherItem], *, candidate_set: str = "given",
-        progress: Progress = ignore_progress, check: Check = never_cancelled,
-    ) -> Ranking:  # fmt: skip
-        """See ``score_many``."""
-        return self.score_many([query], candidates, candidate_set=candidate_set, progress=progress, check=check)[0]
 
     def score_many(
         self, queries: Sequence[TeacherQuery], candidates: Sequence[TeacherItem], *, candidate_set: str = "given",

@@ -6,6 +6,7 @@ which method made them or on how it was run.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -139,6 +140,34 @@ def _mean(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over axis 1 of what is not NaN; NaN where nothing is. [o, r, n] to [o, n]."""
     count = (~np.isnan(replicates)).sum(axis=1)
     return np.where(count > 0, np.nansum(replicates, axis=1) / np.maximum(count, 1), np.nan)
+
+
+class ScoresManyAtOnce(ABC):
+    """For teachers whose one query is many queries of one."""
+
+    def score(
+        self,
+        query: TeacherQuery,
+        candidates: Sequence[TeacherItem],
+        *,
+        candidate_set: str = "given",
+        progress: Progress = ignore_progress,
+        check: Check = never_cancelled,
+    ) -> Ranking:
+        """``score_many`` of one query."""
+        return self.score_many([query], candidates, candidate_set=candidate_set, progress=progress, check=check)[0]
+
+    @abstractmethod
+    def score_many(
+        self,
+        queries: Sequence[TeacherQuery],
+        candidates: Sequence[TeacherItem],
+        *,
+        candidate_set: str = "given",
+        progress: Progress = ignore_progress,
+        check: Check = never_cancelled,
+    ) -> list[Ranking]:
+        """See ``Teacher``."""
 
 
 class Teacher(Protocol):

@@ -24,6 +24,7 @@ from byline.teachers.ranking import (
     Check,
     Progress,
     Ranking,
+    ScoresManyAtOnce,
     TeacherItem,
     TeacherQuery,
     ignore_progress,
@@ -62,7 +63,7 @@ class CentredThumbnails:
         return centred
 
 
-class SimilarityTeacher:
+class SimilarityTeacher(ScoresManyAtOnce):
     """Cosine of one encoder's features. Keeps the unit features of the items it has seen."""
 
     def __init__(self, encoder: str, model: DiffusionModel) -> None:
@@ -86,13 +87,6 @@ class SimilarityTeacher:
     ) -> None:
         """Encode the corpus; kept in memory, seconds to minutes."""
         self._features(corpus, progress, check)
-
-    def score(
-        self, query: TeacherQuery, candidates: Sequence[TeacherItem], *, candidate_set: str = "given",
-        progress: Progress = ignore_progress, check: Check = never_cancelled,
-    ) -> Ranking:  # fmt: skip
-        """Cosine of every candidate with the query."""
-        return self.score_many([query], candidates, candidate_set=candidate_set, progress=progress, check=check)[0]
 
     def score_many(
         self, queries: Sequence[TeacherQuery], candidates: Sequence[TeacherItem], *, candidate_set: str = "given",

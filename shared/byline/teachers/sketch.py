@@ -25,6 +25,7 @@ from byline.teachers.ranking import (
     Check,
     Progress,
     Ranking,
+    ScoresManyAtOnce,
     TeacherItem,
     TeacherQuery,
     ignore_progress,
@@ -46,7 +47,7 @@ class AskedQuery:
     directions: NDArray[np.float32] | None
 
 
-class SketchTeacher(NaturalGradientTeacher):
+class SketchTeacher(ScoresManyAtOnce, NaturalGradientTeacher):
     """Scores by sketches in ``basis``: tau = < sketch of the query, sketch of the item > / N.
 
     With token gradients (``token_basis``, or those of ``known``) tau is theirs, which is the first-order score
@@ -133,27 +134,20 @@ class SketchTeacher(NaturalGradientTeacher):
         def keep(place: slice, blocks: Sequence[GradientBlock]) -> None:
             if self.token_basis is not None:
                 captions = [item.caption for item in items[place]]
-                states = blocks[0].text_states()
                 parts.append(
-                    TokenGradients.encode(self.token_basis, ids[place], stacked_deltas(blocks), captions, states)
+                    TokenGradients.encode(
+                        self.token_basis,
+                        ids[place],
+                        stacked_deltas(blocks),
+                        captions,
+                        self.model.encode_prompts,
+                    )
                 )
 
         for place, whitened in whitened_items(self._linear, items, progress, check, keep):
             found[place] = self.basis.project(whitened)
         tokens = reduce(TokenGradients.joined, parts) if parts else None
         return SketchSet(self.basis, ids, found, {}, self.teacher_id, tokens)
-
-    def score(
-        self,
-        query: TeacherQuery,
-        candidates: Sequence[TeacherItem],
-        *,
-        candidate_set: str = "given",
-        progress: Progress = ignore_progress,
-        check: Check = never_cancelled,
-    ) -> Ranking:
-        """tau of every candidate for one query."""
-        return self.score_many([query], candidates, candidate_set=candidate_set, progress=progress, check=check)[0]
 
     def score_many(
         self,

@@ -33,7 +33,7 @@ from byline.teachers.token_gradients import TokenBasis, TokenGradients, stacked_
 
 #: Items whose gradients decide which coordinates have the largest energy, where not all are kept.
 ENERGY_SAMPLE = 256
-#: Directions of token gradients: on the demo 768 of 1,024 keep mAP(100) at .985 of the first-order ranking.
+#: Directions of token gradients: 768 of the demo's 1,024 keep mAP(100) at .978 to .999 (docs/teacher.md).
 TOKEN_RANK = 768
 
 Whitened = Iterator[tuple[str, torch.Tensor]]
@@ -209,12 +209,13 @@ class _TokenPass:
         if not isinstance(curvature, Curvature):
             raise TeacherNotUsable("token gradients need EK-FAC curvature: fit the sketches without them")
         captions = [item.caption for item in self.items]
-        states = model.encode_prompts(captions)
-        deltas = torch.from_numpy(np.asarray(self.rows().rows)).unflatten(1, (states.shape[1], -1))  # [n, tokens, R]
+        tokens = model.encode_prompts([""]).shape[1]
+        deltas = torch.from_numpy(np.asarray(self.rows().rows)).unflatten(1, (tokens, -1))  # [n, tokens, R], on disk
         layers = tuple(self.teacher.gradients.layers)
-        basis = TokenBasis.fit(curvature, layers, deltas[chosen].flatten(0, 1), rank, self.teacher.settings.damping)
+        parts = (deltas[chosen[start : start + 256]].flatten(0, 1) for start in range(0, len(chosen), 256))
+        basis = TokenBasis.fit(curvature, layers, parts, rank, self.teacher.settings.damping)
         ids = np.array([item.item_id for item in self.items], dtype=np.int64)
-        return TokenGradients.encode(basis, ids, deltas, captions, states)
+        return TokenGradients.encode(basis, ids, deltas, captions, model.encode_prompts)
 
 
 @dataclass(frozen=True)

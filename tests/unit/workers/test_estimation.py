@@ -60,9 +60,13 @@ def token_gradients(count: int = 40) -> TokenGradients:
     deltas = torch.from_numpy(rng.standard_normal((count, 3, 6)).astype(np.float32))
     captions = [f"caption {n % 7}" for n in range(count)]
     texts = torch.from_numpy(rng.standard_normal((7, 3, 5)).astype(np.float32))
-    states = texts[[n % 7 for n in range(count)]]
     ids = np.arange(100, 100 + count)[::-1].copy()
-    return TokenGradients.encode(TokenBasis(("one",), maps, maps), ids, deltas, captions, states)
+
+
+    def encode_prompts(asked: list[str]) -> torch.Tensor:
+        return texts[[int(caption[-1]) for caption in asked]]
+
+    return TokenGradients.encode(TokenBasis(("one",), maps, maps), ids, deltas, captions, encode_prompts)
 
 
 def test_token_gradients_give_the_best_allowed_items_and_the_replicates_error() -> None:
