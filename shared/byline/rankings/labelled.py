@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,28 @@ IntArray = npt.NDArray[np.int64]
 
 #: The half of the noise draws a student learns from, and the one it is judged by.
 LEARN, JUDGE = 0, 1
+
+
+class Ranked(Protocol):
+    """What the rules below need of a ranking, be it from the database or from a label file."""
+
+    @property
+    def item_ids(self) -> IntArray:
+        """[n]."""
+        ...
+
+    @property
+    def tau(self) -> FloatArray:
+        """[n]."""
+        ...
+
+    @property
+    def tau_halves(self) -> FloatArray | None:
+        """[2, n], or None where the teacher kept none."""
+        ...
+
+
+AnyRanked = TypeVar("AnyRanked", bound=Ranked)
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ def count_rankings(engine: Engine, model_id: str, family: str) -> int:
     return sum(int(count) for teacher_id, count in found if family in (teacher_id, teacher_family(teacher_id)))
 
 
-def judging_queries(rankings: Sequence[LabelledQuery], cutoff: int) -> tuple[LabelledQuery, ...]:
+def judging_queries(rankings: Sequence[AnyRanked], cutoff: int) -> tuple[AnyRanked, ...]:
     """The rankings whose mAP(``cutoff``) means the same: of about as many items as the widest of them.
 
     That is at least ``2 * cutoff`` items and half as many as the widest has; all rankings if none is that wide. A few
@@ -81,12 +104,12 @@ def judging_queries(rankings: Sequence[LabelledQuery], cutoff: int) -> tuple[Lab
     return tuple(ranking for ranking in rankings if ranking.item_ids.shape[0] >= enough) or tuple(rankings)
 
 
-def half_of(ranking: LabelledQuery, half: int) -> FloatArray:
+def half_of(ranking: Ranked, half: int) -> FloatArray:
     """τ [n] from one of two disjoint sets of noise draws; all of τ where the teacher kept no halves."""
     return ranking.tau if ranking.tau_halves is None else ranking.tau_halves[half]
 
 
-def labelled_set(rankings: Sequence[LabelledQuery], query_features: FloatArray, item_ids: IntArray,
+def labelled_set(rankings: Sequence[Ranked], query_features: FloatArray, item_ids: IntArray,
                  item_features: FloatArray, half: int) -> LabelledSet:
     """Rankings over the items as a matrix. ``query_features`` [q, in] in the order of ``rankings``."""
     if not rankings:
