@@ -1,0 +1,142 @@
+"""From training runs to the figures of ``reports/bench/head.json``, and the figure.
+
+Why it exists: ratios are where a benchmark can flatter itself, so the arithmetic stands apart from the running and is
+tested on numbers made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from byline.errors import LabelsNotUsable
+from byline.evaluation.bootstrap import PairedDifference, paired_bootstrap
+from byline.evaluation.head_report import HeadReport
+
+DoubleArray = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+#: AP per held-out query, averaged over seeds, by trainer and L.
+Precisions = Mapping[str, Mapping[int, DoubleArray]]
+
+
+def figures(rows: Sequence[Row], precisions: Precisions, reports: Mapping[int, HeadReport], *, ours: str,
+            published: str, main_cutoff: int, seed: int) -> dict[str, Any]:
+    """Everything the result file says; ``reports`` has the baselines of the same held-out queries for every L."""
+    if ours not in precisions or published not in precisions:
+        raise LabelsNotUsable(f"both {ours} and {published} must have been run")
+    mine = [row for row in rows if row["trainer"] == ours]
+    others = {name: [row for row in rows if row["trainer"] == name] for name in precisions if name != ours}
+    by_cutoff = {str(cutoff): _at_cutoff(precisions, report, cutoff, ours, seed) for cutoff, report in reports.items()}
+    main = by_cutoff[str(main_cutoff)]
+    return {
+        "time_ratio": _mean(others[published], "seconds") / _mean(mine, "seconds"),
+        "wall_time_ratio": _mean(others[published], "wall_seconds") / _mean(mine, "wall_seconds"),
+        "pairs_per_second_ratio": _mean(mine, "pairs_per_second") / _mean(others[published], "pairs_per_second"),
+        "map": {"ours": main["trainers"][ours]["map"], "published": main["trainers"][published]["map"],
+                "L": main_cutoff, "queries": int(precisions[ours][main_cutoff].shape[0])},
+        "map_ratio": main["trainers"][ours]["map"] / main["trainers"][published]["map"],
+        "p_value": main["against_best_raw"]["p_value"],
+        "by_L": by_cutoff,
+        "against": {name: against(mine, runs) for name, runs in others.items()},
+        "rows": [dict(row) for row in rows],
+    }
+
+
+def against(mine: Sequence[Row], other: Sequence[Row]) -> dict[str, Any]:
+    """Ours and another trainer along the way, on the validation queries, averaged over seeds.
+
+    ``seconds_to_equal`` is when ours first reached the best value the other ever had (None: never, in some seed),
+    ``other_seconds_to_best`` when the other had it; ``other_at_our_seconds`` and ``other_at_our_pairs`` are what the
+    other had when it had spent what ours spends in all, NaN-free: its value before the first step if it is slower.
+    """
+    best = float(np.mean([max(p["map"] for p in row["validation_curve"]) for row in other]))
+    reached = [first_reach(row["validation_curve"], best) for row in mine]
+    own = [first_reach(row["validation_curve"], max(p["map"] for p in row["validation_curve"])) for row in other]
+    to_best = float(np.mean([point["seconds"] for point in own if point]))
+    equal = None if any(point is None for point in reached) else float(np.mean([p["seconds"] for p in reached if p]))
+    return {
+        "time_ratio": _mean(other, "seconds") / _mean(mine, "seconds"),
+        "other_best_validation_map": best, "other_seconds_to_best": to_best, "seconds_to_equal": equal,
+        "time_to_equal_ratio": None if equal is None else to_best / max(equal, 1e-9),
+        "our_validation_map": float(np.mean([max(p["map"] for p in row["validation_curve"]) for row in mine])),
+        "other_at_our_seconds": float(np.mean([value_at(row["validation_curve"], "seconds", _mean(mine, "seconds"))
+                                               for row in other])),
+        "other_at_our_pairs": float(np.mean([value_at(row["validation_curve"], "pairs", _mean(mine, "pairs"))
+                                             for row in other])),
+    }
+
+
+def first_reach(curve: Sequence[Row], target: float) -> Row | None:
+    """The first point with at least ``target``, or None."""
+    return next((point for point in curve if point["map"] >= target), None)
+
+
+def value_at(curve: Sequence[Row], axis: str, spent: float) -> float:
+    """The last value on the curve at which ``axis`` was not beyond ``spent``; the first one if all are."""
+    within = [point for point in curve if point[axis] <= spent]
+    return float((within or curve[:1])[-1]["map"])
+
+
+def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, ours: str, seed: int) -> dict[str, Any]:
+    mine = precisions[ours][cutoff]
+    raw, ceiling = report.best("raw"), report.best("ceiling")
+    if raw is None:
+        raise LabelsNotUsable("a comparison needs at least one raw feature")
+    trainers: dict[str, Any] = {}
+    for name, found in precisions.items():
+        values = found[cutoff]
+        trainers[name] = {"map": float(values.mean()), "standard_error": float(values.std() / values.shape[0] ** 0.5)}
+        if name != ours:
+            trainers[name]["our_gain"] = _gain(paired_bootstrap(mine, values, seed=seed))
+            trainers[name]["our_ratio"] = float(mine.mean() / values.mean())
+    return {
+        "trainers": trainers,
+        "baselines": {row.name: {"kind": row.kind, "map": row.result.mean,
+                                 "standard_error": row.result.standard_error}
+                      for row in report.rows if row.kind != "head"},
+        "against_best_raw": {"name": raw.name, **_gain(paired_bootstrap(mine, raw.result.per_query, seed=seed))},
+        "share_of_ceiling": float(mine.mean() / ceiling.result.mean) if ceiling else None,
+    }
+
+
+def _gain(found: PairedDifference) -> dict[str, float]:
+    return {"mean": found.mean, "low": found.low, "high": found.high, "p_value": found.p_value}
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def draw(result: Mapping[str, Any], path: Path) -> bool:
+    """Validation mAP over CPU seconds and over pairs, a line per run; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    names = list(dict.fromkeys(row["trainer"] for row in result["rows"]))
+    for number, name in enumerate(names):
+        runs = [row for row in result["rows"] if row["trainer"] == name]
+        for place, row in enumerate(runs):
+            for axes, axis in ((left, "seconds"), (right, "pairs")):
+                points = [(p[axis], p["map"]) for p in row["validation_curve"] if p[axis] > 0]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=f"C{number}", marker=".", alpha=0.8,
+                              label=name if place == 0 else None)
+    for axes, text in ((left, "CPU seconds of training"), (right, "pairs")):
+        axes.set(xscale="log", xlabel=text)
+        axes.grid(True, which="both", alpha=0.3)
+    left.set_ylabel(f"validation mAP({result['map']['L']})")
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return True
