@@ -38,6 +38,7 @@ COMMANDS = {
     "sketches": CommandEntry("byline.cli.sketches", "Fit and show the sketches behind estimated answers."),
     "releases": CommandEntry("byline.cli.releases", "List, activate and roll back releases."),
     "evaluate": CommandEntry("byline.cli.evaluate", "Held-out quality of heads and raw features."),
+    "study": CommandEntry("byline.cli.study", "Features, losses, pruning, teachers, dimensions, labels: the studies."),
     "demo": CommandEntry("byline.cli.demo", "The whole path on real images, with a page to look at."),
 }
 
