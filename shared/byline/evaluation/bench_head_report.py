@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from byline.errors import LabelsNotUsable
-from byline.evaluation.bootstrap import PairedDifference, paired_bootstrap
+from byline.evaluation.bootstrap import paired_bootstrap
+from byline.evaluation.head_measures import gain_json
 from byline.evaluation.head_report import HeadReport
 
 DoubleArray = npt.NDArray[np.float64]
@@ -91,20 +92,16 @@ def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, ours: st
         values = found[cutoff]
         trainers[name] = {"map": float(values.mean()), "standard_error": float(values.std() / values.shape[0] ** 0.5)}
         if name != ours:
-            trainers[name]["our_gain"] = _gain(paired_bootstrap(mine, values, seed=seed))
+            trainers[name]["our_gain"] = gain_json(paired_bootstrap(mine, values, seed=seed))
             trainers[name]["our_ratio"] = float(mine.mean() / values.mean())
     return {
         "trainers": trainers,
         "baselines": {row.name: {"kind": row.kind, "map": row.result.mean,
                                  "standard_error": row.result.standard_error}
                       for row in report.rows if row.kind != "head"},
-        "against_best_raw": {"name": raw.name, **_gain(paired_bootstrap(mine, raw.result.per_query, seed=seed))},
+        "against_best_raw": {"name": raw.name, **gain_json(paired_bootstrap(mine, raw.result.per_query, seed=seed))},
         "share_of_ceiling": float(mine.mean() / ceiling.result.mean) if ceiling else None,
     }
-
-
-def _gain(found: PairedDifference) -> dict[str, float]:
-    return {"mean": found.mean, "low": found.low, "high": found.high, "p_value": found.p_value}
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -7,6 +7,7 @@ labels is signal at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from byline.evaluation.baselines import (
     raw_feature_scores,
 )
 from byline.evaluation.bootstrap import PairedDifference, paired_bootstrap
+from byline.evaluation.head_measures import Order, gain_json
 from byline.evaluation.map import MapResult, mean_average_precision
 from byline.ranker.labelled_set import LabelledSet
 
@@ -72,29 +74,9 @@ def report_head(head_scores: FloatArray, held_out: LabelledSet, train: LabelledS
     ``blocks`` are (encoder, width) in the order of the feature columns; ``other_half`` [q, n] is τ of the held-out
     queries from the noise draws that ``held_out`` does not use (None: no ceiling).
     """
-    queries = train.query_features.mean(0)
-    parts: list[FloatArray] = []
-    ordered: list[tuple[str, str, FloatArray]] = [("head", "head", head_scores)]
-    text_columns: slice | None = None
-    start = 0
-    for name, width in blocks:
-        columns = slice(start, start + width)
-        start += width
-        text_columns = columns if name in TEXT_FEATURES else text_columns
-        parts.append(raw_feature_scores(held_out.query_features[:, columns], held_out.item_features[:, columns],
-                                        query_mean=queries[columns]))
-        ordered.append((name, "raw", parts[-1]))
-    if len(parts) > 1:
-        ordered.append(("+".join(name for name, _ in blocks), "raw", combined_raw_scores(parts)))
-    ordered.append(("global_mean_rank", "no_image", global_mean_rank_scores(train, held_out.queries)))
-    if text_columns is not None:
-        ordered.append(("prompt_neighbours", "no_image",
-                        prompt_neighbour_scores(train, train.query_features[:, text_columns],
-                                                held_out.query_features[:, text_columns])))
-    if other_half is not None:
-        # Where one half is not scored neither is the other, so NaN never meets a scored item.
-        ordered.append(("teacher_other_half", "ceiling", np.nan_to_num(other_half, nan=-np.inf)))
-    results = [(name, kind, mean_average_precision(scores, held_out.tau, cutoff)) for name, kind, scores in ordered]
+    ordered = [Order("head", "head", head_scores), *baseline_orders(held_out, train, blocks, other_half)]
+    results = [(order.name, order.kind, mean_average_precision(order.scores, held_out.tau, cutoff))
+               for order in ordered]
     head = results[0][2]
     return HeadReport(tuple(
         ReportRow(name, kind, result,
@@ -103,10 +85,40 @@ def report_head(head_scores: FloatArray, held_out: LabelledSet, train: LabelledS
     ), cutoff, int(head.per_query.shape[0]))
 
 
+def baseline_orders(held_out: LabelledSet, train: LabelledSet, blocks: Sequence[tuple[str, int]],
+                    other_half: FloatArray | None) -> list[Order]:
+    """What a head stands beside: raw features, orders that see no image, and the ceiling if there is another half.
+
+    Arguments as for :func:`report_head`.
+    """
+    queries = train.query_features.mean(0)
+    parts: list[FloatArray] = []
+    found: list[Order] = []
+    text_columns: slice | None = None
+    start = 0
+    for name, width in blocks:
+        columns = slice(start, start + width)
+        start += width
+        text_columns = columns if name in TEXT_FEATURES else text_columns
+        parts.append(raw_feature_scores(held_out.query_features[:, columns], held_out.item_features[:, columns],
+                                        query_mean=queries[columns]))
+        found.append(Order(name, "raw", parts[-1]))
+    if len(parts) > 1:
+        found.append(Order("+".join(name for name, _ in blocks), "raw", combined_raw_scores(parts)))
+    found.append(Order("global_mean_rank", "no_image", global_mean_rank_scores(train, held_out.queries)))
+    if text_columns is not None:
+        found.append(Order("prompt_neighbours", "no_image",
+                           prompt_neighbour_scores(train, train.query_features[:, text_columns],
+                                                   held_out.query_features[:, text_columns])))
+    if other_half is not None:
+        # Where one half is not scored neither is the other, so NaN never meets a scored item.
+        found.append(Order("teacher_other_half", "ceiling", np.nan_to_num(other_half, nan=-np.inf)))
+    return found
+
+
 def _row_json(row: ReportRow) -> dict[str, object]:
     gain = row.head_gain
     return {
         "name": row.name, "kind": row.kind, "map": row.result.mean, "standard_error": row.result.standard_error,
-        "head_gain": None if gain is None else {"mean": gain.mean, "low": gain.low, "high": gain.high,
-                                                "p_value": gain.p_value},
+        "head_gain": None if gain is None else gain_json(gain),
     }
