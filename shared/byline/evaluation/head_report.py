@@ -42,11 +42,12 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class HeadReport:
-    """All rows on the same held-out queries; ``cutoff`` is the L of mAP(L)."""
+    """All rows on the same held-out queries; ``cutoff`` is the L of mAP(L), ``orders`` what was judged, row by row."""
 
     rows: tuple[ReportRow, ...]
     cutoff: int
     queries: int
+    orders: tuple[Order, ...] = ()
 
     def best(self, kind: str) -> ReportRow | None:
         """The row of this kind with the highest mAP, if there is one."""
@@ -82,7 +83,7 @@ def report_head(head_scores: FloatArray, held_out: LabelledSet, train: LabelledS
         ReportRow(name, kind, result,
                   None if kind == "head" else paired_bootstrap(head.per_query, result.per_query, seed=seed))
         for name, kind, result in results
-    ), cutoff, int(head.per_query.shape[0]))
+    ), cutoff, int(head.per_query.shape[0]), tuple(ordered))
 
 
 def baseline_orders(held_out: LabelledSet, train: LabelledSet, blocks: Sequence[tuple[str, int]],
