@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from byline import telemetry
 from byline.config import load_settings
 from byline.db import make_engine
-from byline.db.listen import JOBS, Listener
+from byline.db.listen import QUEUED, Listener
 from byline.errors import BrokerUnavailable, SettingsInvalid
 from byline.jobs.outbox import Doorbell
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.queue import check_broker, enqueue, make_celery
-from services.dispatcher.dispatch import IN_FLIGHT, Dispatch
+from services.dispatcher.dispatch import GRACE_S, IN_FLIGHT, Dispatch
 from services.dispatcher.loop import Loop
 from services.dispatcher.marker import RedisMarker
 
@@ -72,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     in_flight = {stage: int(getattr(arguments, f"in_flight_{stage.value}")) for stage in Stage}
     loop = Loop(store, Dispatch(store, ring, marker.is_new, in_flight=in_flight), stop, time.monotonic)
-    listener = Listener(database_url, [JOBS], stop, lambda channel, payload: loop.wake.set(), loop.wake.set)
+
+    def queued(_channel: str, stage: str) -> None:
+        if stage not in GRACE_S:  # a new lookup is not due yet; a poll finds it if no worker has taken it by then
+            loop.wake.set()
+
+    listener = Listener(database_url, [QUEUED], stop, queued, loop.wake.set)
     listener.start()
     log.info("dispatcher_started", in_flight={stage.value: bound for stage, bound in in_flight.items()})
     loop.run()

@@ -23,6 +23,10 @@ IN_FLIGHT: Mapping[Stage, int] = {Stage.LOOKUP: 32, Stage.ESTIMATE: 8, Stage.VER
 #: A doorbell unanswered for so long (seconds) is taken for lost and rung again; a doubled one does no harm.
 RING_AGAIN_S: Mapping[Stage, float] = {Stage.LOOKUP: 15, Stage.ESTIMATE: 60, Stage.VERIFY: 120, Stage.RANK: 120}
 
+#: Lookup workers hear of new jobs from Postgres and take them by themselves, several at a time. Only a job that has
+#: waited so long (seconds), or was tried before, gets a doorbell of its own.
+GRACE_S: Mapping[Stage, float] = {Stage.LOOKUP: 0.25}
+
 
 class Dispatch:
     """One pass at a time: ``step`` rings what is due. ``ring`` sends one doorbell, ``marker`` watches Redis.
@@ -39,16 +43,18 @@ class Dispatch:
         *,
         in_flight: Mapping[Stage, int] = IN_FLIGHT,
         ring_again_s: Mapping[Stage, float] = RING_AGAIN_S,
+        grace_s: Mapping[Stage, float] = GRACE_S,
     ) -> None:
         self._store = store
         self._ring = ring
         self._redis_is_new = redis_is_new
         self._in_flight = in_flight
         self._ring_again_s = ring_again_s
+        self._grace_s = grace_s
 
     def step(self) -> int:
         """Ring every doorbell that is due; returns how many. Raises ``BrokerUnavailable``, ``DatabaseUnavailable``."""
-        due = self._store.take_due(self._in_flight, self._ring_again_s)
+        due = self._store.take_due(self._in_flight, self._ring_again_s, self._grace_s)
         for sent, doorbell in enumerate(due):
             try:
                 self._ring(doorbell)

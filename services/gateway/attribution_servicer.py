@@ -19,7 +19,7 @@ from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
 from byline.errors import BlobNotFound, InvalidRequest, WatchEnded
 from byline.jobs.model import Job
-from byline.jobs.states import Stage, State
+from byline.jobs.states import State
 from byline.telemetry import WATCH_STREAMS
 from services.gateway import convert, names, reading, submission
 from services.gateway.changes import wait
@@ -129,9 +129,10 @@ class AttributionServicer(rpc.AttributionServiceServicer):
         with self._context.changes.subscribe(job_id) as changed, WATCH_STREAMS.track_inprogress():
             while True:
                 changed.clear()
-                job = await self._context.offload(reading.row, self._context, project_id, job_id)
-                if job.revision > sent:
-                    message = await self._render(job, with_answers=with_answers)
+                job, message = await self._context.offload(
+                    reading.changed, self._context, project_id, job_id, sent, with_answers=with_answers
+                )
+                if message is not None:
                     read_time = Timestamp()
                     read_time.GetCurrentTime()
                     yield wire.WatchAttributionJobResponse(attribution_job=message, read_time=read_time)
@@ -151,17 +152,22 @@ class AttributionServicer(rpc.AttributionServiceServicer):
             project_id, request.model, request.query, request.options, request.request_id, self._context.limits
         )
         ends = self._clock() + limit
-        job = await self._context.offload(submission.submit, self._context, asked)
-        with self._context.changes.subscribe(job.id) as changed:
-            while not (job.is_terminal or job.stage is not Stage.LOOKUP):
-                left = ends - self._clock()
-                if left <= 0 or self._draining:
-                    break
-                changed.clear()
-                job = await self._context.offload(reading.row, self._context, project_id, job.id)
-                if not (job.is_terminal or job.stage is not Stage.LOOKUP):
-                    await wait(changed, min(self._poll_s, left))
-        return wire.AttributeResponse(attribution_job=await self._render(job))
+        # Nothing is acknowledged before the answer, whose commit is flushed: the job's own need not be.
+        (job,) = await self._context.offload(submission.submit_many, self._context, [asked], flush=False)
+        message: job_wire.AttributionJob | None = None
+        if not reading.in_lookup(job):  # the answer to a request that was made before
+            message = await self._render(job)
+        with self._context.changes.answer_of(job.id) as answered:
+            while message is None and not self._draining and (left := ends - self._clock()) > 0:
+                await wait(answered, min(self._poll_s, left))
+                answered.clear()
+                job, message = await self._context.offload(
+                    reading.first_answer, self._context, project_id, job.id
+                )
+        if message is None:
+            await self._context.offload(self._context.jobs.flush)
+            message = await self._render(job)
+        return wire.AttributeResponse(attribution_job=message)
 
     async def UploadImage(self, request_iterator: AsyncIterator[wire.UploadImageRequest], context: Any) -> wire.Image:
         """Store an image under its digest."""

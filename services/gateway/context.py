@@ -23,7 +23,7 @@ from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.releases.registry import ReleaseRegistry
 from services.gateway.changes import JobChanges
-from services.gateway.models import Models
+from services.gateway.models import Manifests, Models
 from services.gateway.page_tokens import PageTokens, derive_key
 from services.gateway.requests import Limits
 
@@ -44,6 +44,7 @@ class GatewayContext:
     registry: ReleaseRegistry
     catalog: CatalogStore
     models: Models
+    releases: Manifests
     changes: JobChanges
     tokens: PageTokens
     limits: Limits
@@ -71,13 +72,15 @@ def build_context(settings: Settings) -> GatewayContext:
         Stage.RANK: settings.verification_queue_bound,
     }
     catalog = CatalogStore(engine)
+    registry = ReleaseRegistry(engine)
     return GatewayContext(
         engine=engine,
         jobs=JobStore(engine, bounds),
         blobs=BlobStore(settings.blob_dir),
-        registry=ReleaseRegistry(engine),
+        registry=registry,
         catalog=catalog,
         models=Models(catalog),
+        releases=Manifests(registry),
         changes=JobChanges(),
         tokens=PageTokens(derive_key(settings.page_token_key, url)),
         limits=Limits.of(settings),

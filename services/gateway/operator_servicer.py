@@ -94,7 +94,7 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         return await self._context.offload(self._set_paused, _stage(request.stage), False)
 
     def _list_releases(self, model_id: str) -> wire.ListReleasesResponse:
-        self._context.models.corpus_of(model_id)
+        self._context.catalog.model(model_id)  # ModelNotFound
         active = self._context.registry.active(model_id)
         return wire.ListReleasesResponse(
             releases=[convert.release(record) for record in self._context.registry.list(model_id)],

@@ -1,8 +1,8 @@
 """Jobs as clients may see them now.
 
 Why it exists: every way of reading a job (Get, List, Watch, Attribute) must leave withdrawn items out. The
-answers are read first and the withdrawals after them, so a withdrawal that was acknowledged before the call
-began is always seen.
+answers are read first and the withdrawals after them (each statement sees what was committed before it), so a
+withdrawal that was acknowledged before the call began is always seen. One transaction for each call.
 """
 
 from __future__ import annotations
@@ -10,20 +10,48 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
+from sqlalchemy import Connection
+
 from attribution.v1 import attribution_job_pb2 as wire
+from byline.db.session import transaction
 from byline.errors import JobNotFound
 from byline.jobs.model import Job
-from byline.jobs.states import Kind
+from byline.jobs.states import Kind, Stage
 from services.gateway import convert
 from services.gateway.context import GatewayContext
 
 
 def row(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> Job:
     """The row of a client's job. JobNotFound also for another project's jobs and for curation's."""
-    job = context.jobs.get(project_id, job_id)
-    if job.kind is not Kind.ATTRIBUTION:
-        raise JobNotFound(f"project {project_id} has no job {job_id}", job=job_id)
-    return job
+    with transaction(context.engine) as connection:
+        return _row(context, connection, project_id, job_id)
+
+
+def changed(
+    context: GatewayContext, project_id: str, job_id: uuid.UUID, seen: int, *, with_answers: bool = True
+) -> tuple[Job, wire.AttributionJob | None]:
+    """A client's job, and its message if its revision is above ``seen``. JobNotFound as ``row``."""
+    with transaction(context.engine) as connection:
+        job = _row(context, connection, project_id, job_id)
+        if job.revision <= seen:
+            return job, None
+        return job, _render(context, connection, [job], with_answers)[0]
+
+
+def first_answer(
+    context: GatewayContext, project_id: str, job_id: uuid.UUID
+) -> tuple[Job, wire.AttributionJob | None]:
+    """A client's job, and its message once its lookup is over."""
+    with transaction(context.engine) as connection:
+        job = _row(context, connection, project_id, job_id)
+        if in_lookup(job):
+            return job, None
+        return job, _render(context, connection, [job], True)[0]
+
+
+def in_lookup(job: Job) -> bool:
+    """Whether the job has no answer yet and may still get one from its lookup."""
+    return not job.is_terminal and job.stage is Stage.LOOKUP
 
 
 def render(context: GatewayContext, job: Job, *, with_answers: bool = True) -> wire.AttributionJob:
@@ -33,15 +61,35 @@ def render(context: GatewayContext, job: Job, *, with_answers: bool = True) -> w
 
 def render_all(context: GatewayContext, jobs: Iterable[Job], *, with_answers: bool) -> list[wire.AttributionJob]:
     """The messages of many rows. Results are read only where a job can have some that will be shown."""
+    with transaction(context.engine) as connection:
+        return _render(context, connection, jobs, with_answers)
+
+
+def _row(context: GatewayContext, connection: Connection, project_id: str, job_id: uuid.UUID) -> Job:
+    job = context.jobs.find_within(connection, job_id)
+    if job is None or job.project_id != project_id or job.kind is not Kind.ATTRIBUTION:
+        raise JobNotFound(f"project {project_id} has no job {job_id}", job=job_id)
+    return job
+
+
+def _render(
+    context: GatewayContext, connection: Connection, jobs: Iterable[Job], with_answers: bool
+) -> list[wire.AttributionJob]:
+    """Results are read only where a job can have some: a waiting lookup has none."""
     found = [
-        (job, list(context.jobs.results(job.id).values()) if with_answers or job.is_terminal else []) for job in jobs
+        (job, list(context.jobs.results_within(connection, job.id).values()) if _may_have(job, with_answers) else [])
+        for job in jobs
     ]
-    withdrawn: dict[str, frozenset[int]] = {}
-    messages = []
-    for job, results in found:
-        corpus_id = context.models.corpus_of(job.model_id)
-        if results and corpus_id not in withdrawn:
-            withdrawn[corpus_id] = context.catalog.withdrawn(corpus_id)
-        hidden = withdrawn.get(corpus_id, frozenset())
-        messages.append(convert.job(job, results, corpus_id, hidden, with_answers=with_answers))
-    return messages
+    named = {
+        int(entry["item_id"]) for _, results in found for result in results
+        for entry in result.result.get("influences", ())
+    }  # fmt: skip
+    hidden = context.catalog.withdrawn_among(connection, sorted(named)) if with_answers else frozenset()
+    return [
+        convert.job(job, results, context.models.corpus_of(job.model_id, connection), hidden, with_answers=with_answers)
+        for job, results in found
+    ]
+
+
+def _may_have(job: Job, with_answers: bool) -> bool:
+    return job.is_terminal or (with_answers and not in_lookup(job))

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
+from byline.db.session import transaction
 from byline.errors import (
     BlobNotFound,
     BylineError,
@@ -25,38 +28,45 @@ from services.gateway.requests import Asked
 
 def submit(context: GatewayContext, asked: Asked) -> Job:
     """Commit one job (or find the one this request id made before)."""
-    admit(context, asked)
-    job, _ = context.jobs.create(_with_image(context, asked))
-    return job
+    return submit_many(context, [asked])[0]
 
 
-def submit_many(context: GatewayContext, many: Sequence[Asked]) -> list[Job]:
-    """Commit all jobs in one transaction, or none."""
-    for asked in many:
-        admit(context, asked)
-    return [job for job, _ in context.jobs.create_many([_with_image(context, asked) for asked in many])]
+def submit_many(context: GatewayContext, many: Sequence[Asked], *, flush: bool = True) -> list[Job]:
+    """Commit all jobs in one transaction, or none; what is asked of the database is asked in that transaction.
+
+    Without ``flush`` the commit is not waited for on disk. The caller must not acknowledge such a job before its stage
+    has ended (that commit is flushed, and with it all before it), or else call ``context.jobs.flush`` first.
+    """
+    with transaction(context.engine) as connection:
+        for asked in many:
+            _admit(context, connection, asked)
+        news = [_with_image(context, asked) for asked in many]
+        return [job for job, _ in context.jobs.create_within(connection, news, flush=flush)]
 
 
 def admit(context: GatewayContext, asked: Asked) -> None:
-    """Refuse what no worker could answer, unless it is a request that was admitted before.
+    """Refuse what no worker could answer, unless it is a request that was admitted before."""
+    with transaction(context.engine) as connection:
+        _admit(context, connection, asked)
 
-    A client that repeats its request must get its job, also when the release has changed in between.
-    """
+
+def _admit(context: GatewayContext, connection: Connection, asked: Asked) -> None:
+    """A client that repeats its request must get its job, also when the release has changed in between."""
     try:
-        _check(context, asked)
+        _check(context, connection, asked)
     except BylineError:
-        if not context.jobs.asked_before(asked.job.project_id, asked.job.request_id):
+        if not context.jobs.asked_before(connection, asked.job.project_id, asked.job.request_id):
             raise
 
 
-def _check(context: GatewayContext, asked: Asked) -> None:
+def _check(context: GatewayContext, connection: Connection, asked: Asked) -> None:
     """Unknown model, no release, a tier it does not serve, unknown image, another head's embedding."""
     new = asked.job
-    context.models.corpus_of(new.model_id)
-    active = context.registry.active(new.model_id)
+    context.models.corpus_of(new.model_id, connection)
+    active = context.registry.active_within(connection, new.model_id)
     if active is None:
         raise NoActiveRelease(f"model {new.model_id} has no active release yet; try again soon", model=new.model_id)
-    if new.tier is Tier.ESTIMATED and context.registry.get(active.release_id).manifest.sketches is None:
+    if new.tier is Tier.ESTIMATED and context.releases.manifest(active.release_id, connection).sketches is None:
         raise TierNotAvailable(
             "options.tier",
             f"the active release {active.release_id} has no sketches, which ESTIMATED needs; ask for RETRIEVED or "
@@ -75,7 +85,7 @@ def _check(context: GatewayContext, asked: Asked) -> None:
             "embed the image again",
             embedding_release=asked.embedding_release_id, active_release=active.release_id,
         )  # fmt: skip
-    dim = context.registry.get(active.release_id).manifest.embedding_dim
+    dim = context.releases.manifest(active.release_id, connection).embedding_dim
     if len(new.embedding) != dim:
         raise InvalidRequest(
             "query.embedding.values", f"has {len(new.embedding)} values; release {active.release_id} needs {dim}"

@@ -18,27 +18,34 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
 from byline.config import Settings
 from byline.db import make_engine
+from byline.db.listen import QUEUED, WITHDRAWALS, Listener
 from byline.errors import DatabaseUnavailable, TierNotAvailable
 from byline.jobs import Claim, Stage
-from byline.jobs.runner import Beat, StageRunner, Work
+from byline.jobs.batch import BatchRunner
+from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
 from byline.telemetry import get_logger, start_metrics
 from services.workers.report import WorkerReports, WorkerState
 
 if TYPE_CHECKING:
+    from services.workers.lookup import LookupStage
+    from services.workers.pump import LookupPump
     from services.workers.serving import Serving
     from services.workers.teacher_bench import TeacherBench
 
 log = get_logger(__name__)
 
-#: One for the stage, one for its heartbeat, one for the report, one for the release watch.
+#: One for the stage, one for its heartbeat, one for the report, one for the release watch. (Listeners have their own.)
 _POOL_SIZE = 4
 #: A client's job that waits so long for the slow queue, though its doorbell was rung, finds no idle worker.
 _WAITED_S = 1.0
 
 
 class WorkerChild:
-    """What one child holds from its first doorbell to its last. ``handle`` runs on its main thread only."""
+    """What one child holds from its first doorbell to its last. ``handle`` runs on its main thread only.
+
+    A lookup worker also takes what waits without a doorbell, on a thread of its own; the two take turns.
+    """
 
     def __init__(
         self, queue: str, settings: Settings, worker_id: str, stopping: threading.Event, *, metrics_port: int = 0
@@ -51,7 +58,7 @@ class WorkerChild:
         self._store = JobStore(self._engine, {})
         self._catalog = CatalogStore(self._engine)
         self._blobs = BlobStore(settings.blob_dir)
-        self._runner = StageRunner(
+        self._runner = BatchRunner(
             self._store,
             worker_id,
             settings.lease_seconds,
@@ -59,6 +66,10 @@ class WorkerChild:
             heartbeat_s=settings.heartbeat_seconds,
             stop=stopping,
         )
+        self._turn = threading.Lock()
+        self._lookup: LookupStage | None = None
+        self._pump: LookupPump | None = None
+        self._listener: Listener | None = None
         self._serving: Serving | None = None
         self._bench: TeacherBench | None = None
         self._stages: Mapping[Stage, Work] = {}
@@ -80,6 +91,9 @@ class WorkerChild:
         if self._bench is not None:
             self._bench.try_to_load()
         self._reports.start(self._settings.heartbeat_seconds)
+        if self._pump is not None and self._listener is not None:
+            self._listener.start()
+            self._pump.start()
         state = self._state()
         log.info("worker_ready", queue=self._queue, release_id=state.release_id, error=state.error)
 
@@ -88,6 +102,10 @@ class WorkerChild:
 
         A child that cannot compute claims nothing: the job stays QUEUED and its doorbell is rung again.
         """
+        with self._turn:  # should the pump hang, this waits with it, and the queue's time limit ends the process
+            self._handle(job_id, stage)
+
+    def _handle(self, job_id: str, stage: str) -> None:
         if not self._usable():
             log.warning("doorbell_left", job_id=job_id, stage=stage, error=self._state().error)
             return
@@ -110,6 +128,8 @@ class WorkerChild:
     def close(self) -> None:
         """Leave the fleet: stop the threads, take the report away, close the connections."""
         self._stopping.set()
+        if self._pump is not None:
+            self._pump.join(timeout_s=5.0)
         self._reports.stop()
         if self._serving is not None:
             self._serving.close()
@@ -120,24 +140,52 @@ class WorkerChild:
     def _lookup_stages(self) -> Mapping[Stage, Work]:
         from byline.releases.registry import ReleaseRegistry
         from services.workers.lookup import LookupStage
+        from services.workers.pump import LookupPump
         from services.workers.serving import Serving
+        from services.workers.withdrawal import WithdrawnItems
 
         settings = self._settings
+        withdrawn = WithdrawnItems(self._withdrawn, time.monotonic)
+        pump = self._pump = LookupPump(
+            self._take_waiting, self._turn, self._stopping,
+            begin=lambda: torch.set_num_threads(settings.torch_threads),  # the count belongs to each thread
+        )  # fmt: skip
+
+        def heard(channel: str, payload: str) -> None:
+            if channel == WITHDRAWALS:
+                withdrawn.changed()
+            elif payload == Stage.LOOKUP.value:
+                pump.wake()
+
+        def connected() -> None:
+            withdrawn.changed()
+            pump.wake()
+
+        self._listener = Listener(settings.database_url, [QUEUED, WITHDRAWALS], self._stopping, heard, connected)
         self._serving = Serving(
             registry=ReleaseRegistry(self._engine),
             settings=settings,
             stop=self._stopping,
             changed=self._reports.changed,
         )
-        lookup = LookupStage(
+        lookup = self._lookup = LookupStage(
             serving=self._serving,
             blobs=self._blobs,
-            withdrawn=self._withdrawn,
+            withdrawn=withdrawn,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             clock=time.perf_counter,
         )
         return {Stage.LOOKUP: lookup}
+
+    def _take_waiting(self) -> int:
+        """Lookups that wait, without a doorbell; returns how many were claimed."""
+        if self._lookup is None or self._serving is None or not self._usable():
+            return 0
+        release_id = self._serving.current_id()
+        if release_id is None:
+            return 0
+        return self._runner.run_waiting(Stage.LOOKUP, self._lookup, self._lookup.refused, release_id)
 
     def _verification_stages(self) -> Mapping[Stage, Work]:
         from byline.rankings.store import RankingStore

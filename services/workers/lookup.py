@@ -6,20 +6,23 @@ Everything of one answer comes from one release, the one pinned by the claim, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import decode_image
-from byline.errors import InvalidRequest, ModelMismatch
+from byline.errors import InvalidRequest, ItemWithdrawn, ModelMismatch
 from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
 from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
 from services.workers.calibration import is_attributable, noise_floor_of, probability_of
-from services.workers.withdrawal import refuse_withdrawn
+from services.workers.feature_memory import FeatureMemory
+from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn, withdrawn_in
 
 if TYPE_CHECKING:
     from byline.releases.loader import Hit, Release
@@ -34,7 +37,7 @@ class LookupStage:
         *,
         serving: Serving,
         blobs: BlobStore,
-        withdrawn: Callable[[], Iterable[int]],
+        withdrawn: WithdrawnItems,
         max_image_bytes: int,
         max_image_pixels: int,
         clock: Callable[[], float],
@@ -45,6 +48,7 @@ class LookupStage:
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
         self._clock = clock
+        self._features = FeatureMemory()
 
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
         """Answer from the release the claim pinned. Raises typed errors; see each step."""
@@ -61,8 +65,7 @@ class LookupStage:
         beat.check()
         wanted = job.top_k if job.tier is Tier.RETRIEVED else max(job.top_k, job.candidates)
         searching = self._clock()
-        exclude = np.fromiter(self._withdrawn(), dtype=np.int64)
-        hits = release.search_embedding(embedding, wanted, exclude)
+        hits = release.search_embedding(embedding, wanted, self._withdrawn.ids())
         timings["search"] = 1e3 * (self._clock() - searching)
         timings["total"] = 1e3 * (self._clock() - begun)
         answer = retrieved_answer(
@@ -75,7 +78,19 @@ class LookupStage:
             timings_ms=timings,
         )
         named = item_ids_of(answer)
-        return Outcome(answer, also=lambda connection: refuse_withdrawn(connection, named))
+        return Outcome(answer, also=lambda connection: self._refuse(connection, named))
+
+    def refused(self, connection: Connection, done: Sequence[tuple[Claim, Outcome]]) -> set[uuid.UUID]:
+        """Of a batch, the jobs whose answers name an item that is withdrawn by now; for the completing transaction."""
+        named = {claim.job.id: item_ids_of(dict(found.result)) for claim, found in done}
+        return withdrawn_in(connection, named)
+
+    def _refuse(self, connection: Connection, named: Sequence[int]) -> None:
+        try:
+            refuse_withdrawn(connection, named)
+        except ItemWithdrawn:
+            self._withdrawn.changed()  # the next attempt must not meet the same set
+            raise
 
     def _embedding(self, job: Job, served: Served, timings: dict[str, float]) -> NDArray[np.float32]:
         """The query's embedding [embedding_dim]: the client's own, or made from its image and prompt."""
@@ -83,12 +98,22 @@ class LookupStage:
             return _ready_embedding(job, served.release)
         if job.image_sha256 is None:
             raise InvalidRequest("query", "has neither an image nor an embedding")
-        begun = self._clock()
-        image = decode_image(self._blobs.get(job.image_sha256), self._max_image_bytes, self._max_image_pixels)
-        decoded = self._clock()
-        embedding = served.embed(image, job.prompt)
+        sha256 = job.image_sha256
+        decoded = begun = self._clock()
+
+        def encode() -> NDArray[np.float32]:
+            nonlocal decoded
+            image = decode_image(self._blobs.get(sha256), self._max_image_bytes, self._max_image_pixels)
+            decoded = self._clock()
+            return served.features(image, job.prompt)
+
+        # One query at a time: with several in a batch, features differ in their last bits by who their neighbours are.
+        features = self._features.get((sha256, job.prompt, served.extractor.preprocessing_hash), encode)
+        encoded = self._clock()
+        embedding = served.release.embed(features[None, :])[0]
         timings["decode"] = 1e3 * (decoded - begun)
-        timings["encode"] = 1e3 * (self._clock() - decoded)
+        timings["encode"] = 1e3 * (encoded - decoded)
+        timings["head"] = 1e3 * (self._clock() - encoded)
         return embedding
 
     @staticmethod

@@ -41,9 +41,14 @@ class Served:
         """The release's name."""
         return self.release.release_id
 
+    def features(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
+        """The features [d_in] of one query."""
+        row: NDArray[np.float32] = self.extractor.extract([image], [prompt])[0]
+        return row
+
     def embed(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
         """The head's embedding [embedding_dim] of one query."""
-        embedding: NDArray[np.float32] = self.release.embed(self.extractor.extract([image], [prompt]))[0]
+        embedding: NDArray[np.float32] = self.release.embed(self.features(image, prompt)[None, :])[0]
         return embedding
 
 

@@ -119,7 +119,12 @@ class CatalogStore:
     def model(self, model_id: str) -> ModelRecord:
         """One model. ModelNotFound."""
         with transaction(self._engine) as connection:
-            row = connection.execute(select(_models).where(_models.c.id == model_id)).mappings().one_or_none()
+            return self.model_within(connection, model_id)
+
+    @staticmethod
+    def model_within(connection: Connection, model_id: str) -> ModelRecord:
+        """As ``model``, inside the caller's transaction."""
+        row = connection.execute(select(_models).where(_models.c.id == model_id)).mappings().one_or_none()
         if row is None:
             raise ModelNotFound(f"no model is registered as {model_id}", model_id=model_id)
         return _to_model(row)
@@ -204,6 +209,14 @@ class CatalogStore:
             already=tuple(row.item_id for row in rows if row.withdrawn_at is not None),
             unknown=tuple(i for i in wanted if i not in known),
         )
+
+    @staticmethod
+    def withdrawn_among(connection: Connection, item_ids: Sequence[int]) -> frozenset[int]:
+        """Which of these items are withdrawn, inside the caller's transaction: what one answer needs to know."""
+        if not item_ids:
+            return frozenset()
+        query = select(_items.c.item_id).where(_items.c.item_id.in_(item_ids), _items.c.withdrawn_at.is_not(None))
+        return frozenset(connection.execute(query).scalars())
 
     def withdrawn(self, corpus_id: str) -> frozenset[int]:
         """Ids of all withdrawn items of a corpus, as committed now. Ask once per answer, never cache."""

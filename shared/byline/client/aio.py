@@ -85,6 +85,21 @@ class AsyncClient:
         ends = time.monotonic() + allowed
         query = await self._query(image, prompt)
         options = job_options(tier, top_k, candidates, best_effort, None)
+        return await self._concluded(query, options, request_id, allowed, ends)
+
+    async def attribute_embedding(
+        self, embedding: Sequence[float], release: str, prompt: str = "", top_k: int | None = None,
+        *, request_id: str | None = None, timeout: float | None = None,
+    ) -> Attribution:  # fmt: skip
+        """As ``attribute``, from a ready embedding made with the head of ``release``."""
+        allowed = self._timeout if timeout is None else timeout
+        query = Query(prompt, embedding=embedding, release=release)
+        options = job_options("RETRIEVED", top_k, None, False, None)
+        return await self._concluded(query, options, request_id, allowed, time.monotonic() + allowed)
+
+    async def _concluded(
+        self, query: Query, options: Any, request_id: str | None, allowed: float, ends: float
+    ) -> Attribution:
         job = await self._do(self._calls.attribute(query, options, request_id), min(allowed, self._timeout))
         if not job.done:
             async for state in self.watch(job, timeout=max(0.0, ends - time.monotonic())):

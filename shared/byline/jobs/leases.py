@@ -20,6 +20,7 @@ from byline.jobs.retry import retry_delay_s
 from byline.jobs.rows import JOBS, RESULTS, add_result, change, end_failed, exhausted, find, requeue, to_job
 from byline.jobs.states import Stage, State, next_stage
 
+# (The claim is not flushed to disk: see ``waiting``.)
 # One statement, so that of many workers with the same doorbell exactly one gets the row. The attempt is
 # counted here, before any work: a job that kills its worker is counted too.
 _CLAIM = text("""
@@ -42,13 +43,14 @@ WITH prior AS (
     SELECT id, prior_state, state, stage, :worker, fence,
            CASE prior_state WHEN 'RUNNING' THEN 'lease taken over' ELSE 'claimed' END FROM claimed
 )
-SELECT * FROM claimed
+SELECT claimed.*, set_config('synchronous_commit', 'off', true) FROM claimed
 """)
 
 _HEARTBEAT = text("""
 UPDATE jobs SET lease_until = now() + make_interval(secs => :lease),
     progress_done = :done, progress_total = :total
-WHERE id = :id AND fence = :fence AND stage = :stage AND state IN ('RUNNING', 'CANCELLING')
+WHERE id = :id AND fence = :fence AND stage = :stage AND lease_owner = :worker
+    AND state IN ('RUNNING', 'CANCELLING')
 RETURNING cancel_requested_at IS NOT NULL
 """)
 
@@ -77,6 +79,7 @@ def heartbeat(connection: Connection, held: Claim, done: int, total: int, lease_
         "id": held.job.id,
         "fence": held.fence,
         "stage": held.stage,
+        "worker": held.worker_id,
         "done": done,
         "total": total,
         "lease": lease_s,
@@ -164,6 +167,9 @@ def _held(connection: Connection, held: Claim) -> Job | None:
     """The claim's job, row-locked, if the claim still holds it."""
     job = find(connection, held.job.id, lock=True)
     if job is None or job.fence != held.fence or job.stage is not held.stage:
+        return None
+    if job.lease_owner != held.worker_id:
+        # Claims are not flushed to disk at once: after a crash of Postgres another worker may hold the same fence.
         return None
     return job if job.state in (State.RUNNING, State.CANCELLING) else None
 

@@ -47,11 +47,11 @@ class StageDepth:
 # Refilled only when half of a stage's doorbells were answered: the backlog is sorted once for many sends.
 _DUE = text("""
 WITH limits AS (
-    SELECT * FROM unnest(CAST(:stages AS text[]), CAST(:bounds AS int[]), CAST(:again AS float8[]))
-        AS l(stage, in_flight, again_s)
+    SELECT * FROM unnest(CAST(:stages AS text[]), CAST(:bounds AS int[]), CAST(:again AS float8[]),
+        CAST(:grace AS float8[])) AS l(stage, in_flight, again_s, grace_s)
     WHERE NOT EXISTS (SELECT 1 FROM stage_controls c WHERE c.stage = l.stage AND c.paused)
 ), room AS (
-    SELECT l.stage, l.again_s, l.in_flight - out.n AS room FROM limits l, LATERAL (
+    SELECT l.stage, l.again_s, l.grace_s, l.in_flight - out.n AS room FROM limits l, LATERAL (
         SELECT count(*) AS n FROM jobs j WHERE j.stage = l.stage AND j.state = 'QUEUED'
             AND j.dispatched_at >= now() - make_interval(secs => l.again_s)
     ) AS out
@@ -61,6 +61,7 @@ WITH limits AS (
         SELECT id, stage, create_time, row_number() OVER (PARTITION BY project_id ORDER BY create_time, id) AS turn
         FROM jobs WHERE stage = r.stage AND state = 'QUEUED' AND (next_attempt_at IS NULL OR next_attempt_at <= now())
             AND (dispatched_at IS NULL OR dispatched_at < now() - make_interval(secs => r.again_s))
+            AND (attempt > 0 OR update_time <= now() - make_interval(secs => r.grace_s))
     ) AS j
 ), places AS (
     SELECT id, room, row_number() OVER (PARTITION BY stage ORDER BY turn, create_time, id) AS place FROM turns
@@ -69,7 +70,7 @@ WITH limits AS (
     WHERE p.place <= p.room AND j.state = 'QUEUED' ORDER BY p.place FOR UPDATE OF j SKIP LOCKED
 )
 UPDATE jobs SET dispatched_at = now() FROM picked WHERE jobs.id = picked.id
-RETURNING jobs.id, jobs.stage, picked.place
+RETURNING jobs.id, jobs.stage, picked.place, set_config('synchronous_commit', 'off', true)
 """)
 
 _DEPTHS = text("""
@@ -85,20 +86,28 @@ GROUP BY s.stage
 """)
 
 
-def take_due(connection: Connection, in_flight: Mapping[Stage, int], again_s: Mapping[Stage, float]) -> list[Doorbell]:
+def take_due(
+    connection: Connection,
+    in_flight: Mapping[Stage, int],
+    again_s: Mapping[Stage, float],
+    grace_s: Mapping[Stage, float],
+) -> list[Doorbell]:
     """Mark as dispatched, and return in fair order, the jobs whose doorbell is to be rung now.
 
     Short stages before long ones (the order of ``Stage``), since they share queues: an estimate of a second does
     not wait behind a verification that became due in the same pass. Within a stage, projects take turns.
 
     ``in_flight`` bounds the unanswered doorbells of a stage; one unanswered for ``again_s`` seconds counts
-    as lost. Marked first, sent after: a dispatcher that dies in between costs ``again_s``, never a job.
+    as lost. A job that was never tried is left alone for ``grace_s`` seconds (absent: 0), for workers that take what
+    waits without a doorbell. Marked first, sent after: a dispatcher that dies in between costs ``again_s``, never a
+    job. The marks need not survive a crash of Postgres, so they are not flushed.
     """
     order = list(in_flight)
     parameters = {
         "stages": [stage.value for stage in order],
         "bounds": [in_flight[stage] for stage in order],
         "again": [float(again_s[stage]) for stage in order],
+        "grace": [float(grace_s.get(stage, 0.0)) for stage in order],
     }
     rows = connection.execute(_DUE, parameters).all()
     turn = {stage.value: number for number, stage in enumerate(Stage)}

@@ -13,15 +13,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, tuple_
+from sqlalchemy import Connection, Engine, func, select, text, tuple_
 
 from byline.db.session import transaction
 from byline.errors import BylineError, JobNotCancellable, JobNotFound
-from byline.jobs import admission, dead, leases, outbox
+from byline.jobs import admission, dead, leases, outbox, waiting
 from byline.jobs.model import Claim, Job, JobEvent, NewJob, StageResult
 from byline.jobs.outbox import Doorbell, StageDepth
 from byline.jobs.rows import EVENTS, JOBS, RESULTS, change, find, to_event, to_job, to_result
 from byline.jobs.states import Stage, State
+
+_LAZY = text("SELECT set_config('synchronous_commit', 'off', true)")
+#: A commit waits for the disk only if it wrote something: this writes a few bytes to the log and to no table.
+_FLUSH = text("SELECT pg_logical_emit_message(true, 'byline', '')")
 
 
 class JobStore:
@@ -57,15 +61,30 @@ class JobStore:
         with transaction(self._engine) as connection:
             return self.create_within(connection, news)
 
-    def create_within(self, connection: Connection, news: Sequence[NewJob]) -> list[tuple[Job, bool]]:
-        """As ``create_many`` inside the caller's transaction, for rows that must appear together."""
-        return admission.admit(connection, news, self._bounds, self._new_id)
+    def create_within(
+        self, connection: Connection, news: Sequence[NewJob], *, flush: bool = True
+    ) -> list[tuple[Job, bool]]:
+        """As ``create_many`` inside the caller's transaction, for rows that must appear together.
 
-    def asked_before(self, project_id: str, request_id: str) -> bool:
+        Without ``flush`` the commit does not wait for the disk: such a job is no promise yet (see ``flush``).
+        """
+        made = admission.admit(connection, news, self._bounds, self._new_id)
+        if not flush:
+            connection.execute(_LAZY)
+        elif not all(created for _, created in made):
+            connection.execute(_FLUSH)  # the job this request made before may not be on disk yet
+        return made
+
+    def flush(self) -> None:
+        """When this returns, everything committed before it survives a crash of Postgres."""
+        with transaction(self._engine) as connection:
+            connection.execute(_FLUSH)
+
+    @staticmethod
+    def asked_before(connection: Connection, project_id: str, request_id: str) -> bool:
         """Whether a job of this request exists, whatever its contents: ``create`` then answers with it."""
         statement = select(JOBS.c.id).where(JOBS.c.project_id == project_id, JOBS.c.request_id == request_id)
-        with transaction(self._engine) as connection:
-            return connection.execute(statement).first() is not None
+        return connection.execute(statement).first() is not None
 
     def get(self, project_id: str, job_id: uuid.UUID) -> Job:
         """The project's job. Raises ``JobNotFound``, also for another project's job."""
@@ -74,6 +93,11 @@ class JobStore:
         if job is None or job.project_id != project_id:
             raise _not_found(job_id)
         return job
+
+    @staticmethod
+    def find_within(connection: Connection, job_id: uuid.UUID) -> Job | None:
+        """As ``find``, inside the caller's transaction."""
+        return find(connection, job_id)
 
     def find(self, job_id: uuid.UUID) -> Job | None:
         """The job of any project; for services only, never for a client's request."""
@@ -120,9 +144,14 @@ class JobStore:
 
     def results(self, job_id: uuid.UUID) -> dict[Stage, StageResult]:
         """What each finished stage of the job found."""
-        statement = select(RESULTS).where(RESULTS.c.job_id == job_id).order_by(RESULTS.c.created_at)
         with transaction(self._engine) as connection:
-            found = [to_result(row) for row in connection.execute(statement).mappings()]
+            return self.results_within(connection, job_id)
+
+    @staticmethod
+    def results_within(connection: Connection, job_id: uuid.UUID) -> dict[Stage, StageResult]:
+        """As ``results``, inside the caller's transaction."""
+        statement = select(RESULTS).where(RESULTS.c.job_id == job_id).order_by(RESULTS.c.created_at)
+        found = [to_result(row) for row in connection.execute(statement).mappings()]
         return {result.stage: result for result in found}
 
     def events(self, job_id: uuid.UUID) -> Sequence[JobEvent]:
@@ -142,6 +171,22 @@ class JobStore:
         """
         with transaction(self._engine) as connection:
             return leases.claim(connection, job_id, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id)
+
+    def claim_waiting(
+        self, stage: Stage, worker_id: str, lease_s: float, release_id: str | None, most: int
+    ) -> Sequence[Claim]:
+        """Take the leases of up to ``most`` jobs that wait for ``stage``; see ``waiting.claim_waiting``."""
+        with transaction(self._engine) as connection:
+            return waiting.claim_waiting(
+                connection, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id, most=most
+            )
+
+    def complete_last(
+        self, done: Sequence[tuple[Claim, Mapping[str, Any]]], refused: waiting.Refused
+    ) -> set[uuid.UUID]:
+        """Complete several jobs in one transaction; returns those written. See ``waiting.complete_last``."""
+        with transaction(self._engine) as connection:
+            return waiting.complete_last(connection, done, refused)
 
     def heartbeat(self, claim: Claim, done: int, total: int, lease_s: float) -> bool:
         """Extend the lease by ``lease_s`` from now; True if cancellation was asked for. Raises ``LeaseLost``."""
@@ -182,10 +227,15 @@ class JobStore:
 
     # --- dispatcher and operators ----------------------------------------------------------------------
 
-    def take_due(self, in_flight: Mapping[Stage, int], again_s: Mapping[Stage, float]) -> Sequence[Doorbell]:
+    def take_due(
+        self,
+        in_flight: Mapping[Stage, int],
+        again_s: Mapping[Stage, float],
+        grace_s: Mapping[Stage, float] | None = None,
+    ) -> Sequence[Doorbell]:
         """Doorbells to ring now, marked as rung; see ``outbox.take_due``."""
         with transaction(self._engine) as connection:
-            return outbox.take_due(connection, in_flight, again_s)
+            return outbox.take_due(connection, in_flight, again_s, grace_s or {})
 
     def forget_dispatch(self, job_ids: Sequence[uuid.UUID] | None) -> int:
         """These doorbells (None: all) were not sent or are lost; returns how many are due again."""

@@ -126,6 +126,16 @@ class ReleaseRegistry:
                 raise ReleaseNotEligible(f"model {model_id} has no earlier release to go back to", model_id=model_id)
             return _switch(connection, model_id, current.previous_release_id, now, expected_epoch, reason, principal)
 
+    @staticmethod
+    def get_within(connection: Connection, release_id: str) -> ReleaseRecord:
+        """As ``get``, inside the caller's transaction."""
+        return _record(connection, release_id)
+
+    @staticmethod
+    def active_within(connection: Connection, model_id: str) -> ActiveRelease | None:
+        """As ``active``, inside the caller's transaction."""
+        return _current(connection, model_id)
+
     def active(self, model_id: str) -> ActiveRelease | None:
         """The active release of a model, or None before the first activation."""
         with transaction(self._engine) as connection:

@@ -31,6 +31,7 @@ from byline.releases.registry import ReleaseRegistry
 from services.workers.child import WorkerChild
 from services.workers.lookup import LookupStage
 from services.workers.serving import Serving
+from services.workers.withdrawal import WithdrawnItems
 
 from .conftest import Bench, png
 
@@ -63,7 +64,7 @@ class World:
         self.lookup = LookupStage(
             serving=self.serving,
             blobs=bench.blobs,
-            withdrawn=bench.withdrawn,
+            withdrawn=WithdrawnItems(bench.withdrawn, time.monotonic),
             max_image_bytes=1 << 20,
             max_image_pixels=1 << 20,
             clock=time.perf_counter,
@@ -154,7 +155,7 @@ def test_a_corpus_image_is_its_own_first_influence(world: World) -> None:
     assert (first["item_id"], first["rank"], first["creator"]) == ("3", 1, "artist 3")
     assert len(answer["influences"]) == 3
     assert answer["release_id"] == "r1" == world.row(job).release_id
-    assert set(answer["timings_ms"]) == {"decode", "encode", "search", "total"}
+    assert set(answer["timings_ms"]) == {"decode", "encode", "head", "search", "total"}
 
 
 def test_a_withdrawn_item_leaves_room_for_the_next(world: World) -> None:

@@ -21,7 +21,7 @@ class FakeStore:
         self.due = due
         self.forgotten: list[object] = []
 
-    def take_due(self, in_flight, again_s):
+    def take_due(self, in_flight, again_s, grace_s: object = None):
         assert set(in_flight) == set(again_s) == set(Stage)
         due, self.due = self.due, []
         return due

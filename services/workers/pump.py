@@ -1,0 +1,75 @@
+"""Takes lookups as they come, without waiting for a doorbell.
+
+Why it exists: from the gateway's commit through dispatcher, Redis and Celery to this process is three more programs
+than a lookup of milliseconds can pay for. Postgres says itself that a job waits (``byline_queued``), so this worker
+claims it at once, with whatever else waits. Doorbells stay what they are: they come for jobs that nobody has taken
+within the dispatcher's grace, and for those that were tried before. A lost notification costs one poll.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from byline.errors import DatabaseUnavailable
+from byline.telemetry import get_logger
+
+log = get_logger(__name__)
+
+#: Between looks when nothing was heard.
+POLL_S = 0.5
+#: After an error that is not the job's: a database without tables, a lost connection.
+PAUSE_S = 0.5
+
+
+class LookupPump:
+    """A thread that calls ``step`` until it says that nothing waits, then waits to be woken.
+
+    ``turn`` is held during each step; whoever else works in this process takes it, too.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], int],
+        turn: threading.Lock,
+        stop: threading.Event,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``begin`` is called once, on the thread, before the first step."""
+        self._step = step
+        self._begin = begin
+        self._turn = turn
+        self._stop = stop
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lookup-pump", daemon=True)
+
+    def start(self) -> None:
+        """Begin; ends when ``stop`` is set."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something may wait. Any thread; cheap."""
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the step in progress; ``stop`` must be set."""
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        self._begin()
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                while not self._stop.is_set():
+                    with self._turn:
+                        if not self._step():
+                            break
+            except DatabaseUnavailable as error:
+                log.warning("waiting_jobs_not_claimed", reason=error.reason)
+                self._stop.wait(PAUSE_S)
+            except Exception:  # whatever it is, jobs still come by their doorbells; try again
+                log.exception("waiting_jobs_not_claimed")
+                self._stop.wait(PAUSE_S)
+            self._wake.wait(POLL_S)

@@ -1,0 +1,151 @@
+"""Run the short jobs that wait, several to a claim.
+
+Why it exists: ``StageRunner`` answers one doorbell with one claim, one heartbeat thread and one completion; for work of
+milliseconds that is most of the cost. Here one claim takes what waits, the work is done job by job (so an answer never
+depends on its neighbours), and one transaction completes all that went well. Whatever went otherwise ends through
+``StageRunner``, job by job.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from byline import telemetry
+from byline.errors import DatabaseUnavailable, LeaseLost
+from byline.jobs.model import Claim
+from byline.jobs.runner import Beat, Outcome, RunOutcome, StageRunner, Work
+from byline.jobs.states import Stage
+from byline.jobs.store import JobStore
+
+log = telemetry.get_logger(__name__)
+
+#: A claim takes as many jobs as this much work, by the cost of the last ones: whoever is first waits for the last.
+BUDGET_S = 0.02
+MOST = 16
+
+#: Asked inside the completing transaction, of all outcomes: the jobs whose outcome must not be written any more.
+Refuse = Callable[[Connection, Sequence[tuple[Claim, Outcome]]], Collection[uuid.UUID]]
+
+
+@dataclass
+class _Worked:
+    claim: Claim
+    beat: Beat
+    seconds: float = 0.0
+    found: Outcome | None = None
+    ended: RunOutcome | None = None
+
+
+class BatchRunner(StageRunner):
+    """As ``StageRunner``, for a stage whose jobs take milliseconds. One thread at a time."""
+
+    def __init__(self, store: JobStore, worker_id: str, lease_s: float, clock: Callable[[], float], **options: Any):
+        super().__init__(store, worker_id, lease_s, clock, **options)
+        self._mean_s = BUDGET_S
+
+    def run_waiting(self, stage: Stage, work: Work, refuse: Refuse, release_id: str | None = None) -> int:
+        """Claim, work and complete; returns how many jobs were claimed (0: nothing waits).
+
+        Does not raise for anything that happens to a job. Raises ``DatabaseUnavailable`` as ``run`` does.
+        """
+        most = max(1, min(MOST, int(BUDGET_S / max(self._mean_s, 1e-4))))
+        claims = self._store.claim_waiting(stage, self._worker_id, self._lease_s, release_id, most)
+        if not claims:
+            return 0
+        batch = [_Worked(claim, Beat(self._stop, self._clock)) for claim in claims]
+        ended = threading.Event()
+        heart = threading.Thread(target=self._beat_all, args=(batch, ended), name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            for one in batch:
+                self._work_on(one, work)
+            self._finish(batch, refuse)
+        finally:
+            ended.set()
+            heart.join()
+        for one in batch:
+            self._note(one)
+        return len(batch)
+
+    def _work_on(self, one: _Worked, work: Work) -> None:
+        begun = self._clock()
+        with telemetry.bind(**_facts(one.claim)):
+            try:
+                one.beat.check()
+                found = work(one.claim, one.beat)
+                one.found = found if isinstance(found, Outcome) else Outcome(found)
+            except Exception as error:  # ends this job's attempt, not the batch
+                one.ended = self._ended(one, error)
+        one.seconds = self._clock() - begun
+        self._mean_s += 0.2 * (one.seconds - self._mean_s)
+
+    def _ended(self, one: _Worked, error: Exception) -> RunOutcome:
+        def again(_claim: Claim, _beat: Beat) -> Outcome:
+            raise error
+
+        try:
+            return self._attempt(one.claim, again, one.beat)
+        except LeaseLost:
+            return self._lease_lost()
+
+    def _finish(self, batch: Sequence[_Worked], refuse: Refuse) -> None:
+        """Complete together; what is left over, or all if that fails, one by one."""
+        done = [(one.claim, one.found) for one in batch if one.found is not None]
+        written: Collection[uuid.UUID] = ()
+        if len(done) > 1:
+            try:
+                written = self._persistently(lambda: self._store.complete_last(
+                    [(claim, found.result) for claim, found in done], lambda connection: refuse(connection, done)
+                ))  # fmt: skip
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # one result that Postgres refuses must not cost the others theirs
+                log.exception("batch_not_completed", jobs=len(done))
+        for one in batch:
+            if one.found is None:
+                continue
+            if one.claim.job.id in written:
+                one.ended = RunOutcome.COMPLETED
+                if one.found.after is not None:
+                    one.found.after()
+                continue
+            found = one.found
+            with telemetry.bind(**_facts(one.claim)):
+                try:
+                    one.ended = self._attempt(one.claim, lambda _claim, _beat, found=found: found, one.beat)  # type: ignore[misc]
+                except LeaseLost:
+                    one.ended = self._lease_lost()
+
+    def _beat_all(self, batch: Sequence[_Worked], ended: threading.Event) -> None:
+        """Extend every lease each ``heartbeat_s``; most batches are over before the first time."""
+        while not ended.wait(self._heartbeat_s):
+            for one in batch:
+                if one.ended is not None or one.beat.lost is not None:
+                    continue
+                try:
+                    one.beat.cancelled |= self._store.heartbeat(one.claim, *one.beat.counts, self._lease_s)
+                except LeaseLost as error:
+                    one.beat.lost = error
+                except DatabaseUnavailable:
+                    log.warning("heartbeat_failed", reason=DatabaseUnavailable.reason)
+
+    @staticmethod
+    def _note(one: _Worked) -> None:
+        outcome = (one.ended or RunOutcome.RETRIED).value
+        stage = one.claim.stage.value
+        telemetry.STAGE_SECONDS.labels(stage).observe(one.seconds)
+        telemetry.JOBS_COMPLETED.labels(stage, outcome).inc()
+        log.info("stage_ended", outcome=outcome, seconds=round(one.seconds, 4), **_facts(one.claim))
+
+
+def _facts(claim: Claim) -> dict[str, Any]:
+    return {
+        "job_id": str(claim.job.id), "stage": claim.stage.value, "attempt": claim.job.attempt, "fence": claim.fence,
+        "release_id": claim.job.release_id,
+    }  # fmt: skip

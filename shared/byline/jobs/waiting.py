@@ -1,0 +1,122 @@
+"""Several short jobs at once: claim what waits, keep the leases, complete together.
+
+Why it exists: a lookup is a few milliseconds of work, and a transaction of its own for each claim and each result costs
+more than that. The statements are those of ``leases`` over sets: the same conditions, fences and events. Only jobs
+that were never tried are taken together; one that failed or killed its worker before is claimed alone, by its own
+doorbell, so that it cannot cost its neighbours their attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from byline.jobs.model import Claim
+from byline.jobs.rows import JOBS, to_job
+from byline.jobs.states import Stage, next_stage
+
+# Projects are found by skipping through the index (stage, project_id, create_time), and of each only as many jobs are
+# read as could be taken: the cost does not grow with the backlog. Projects take turns, as with doorbells.
+#
+# The claim need not be on disk before the work begins: should Postgres crash and forget it, the job is QUEUED again,
+# and what its worker writes later finds neither fence nor owner. A completion is flushed, and with it all before it.
+_CLAIM = text("""
+WITH RECURSIVE projects AS (
+    (SELECT project_id FROM jobs WHERE stage = :stage AND state = 'QUEUED' ORDER BY project_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.project_id FROM jobs j WHERE j.stage = :stage AND j.state = 'QUEUED'
+                AND j.project_id > p.project_id ORDER BY j.project_id LIMIT 1)
+    FROM projects p WHERE p.project_id IS NOT NULL
+), waiting AS (
+    SELECT j.id, row_number() OVER (ORDER BY j.turn, j.create_time, j.id) AS place FROM projects p, LATERAL (
+        SELECT id, create_time, row_number() OVER (ORDER BY create_time, id) AS turn FROM jobs
+        WHERE stage = :stage AND state = 'QUEUED' AND project_id = p.project_id AND attempt = 0
+            AND cancel_requested_at IS NULL AND expire_time > now()
+            AND (next_attempt_at IS NULL OR next_attempt_at <= now())
+        ORDER BY create_time, id LIMIT :reach
+    ) AS j
+    WHERE NOT EXISTS (SELECT 1 FROM stage_controls WHERE stage_controls.stage = :stage AND paused)
+), prior AS (
+    SELECT jobs.id, waiting.place FROM jobs JOIN waiting USING (id)
+    WHERE jobs.state = 'QUEUED' AND jobs.stage = :stage AND jobs.attempt = 0 AND jobs.cancel_requested_at IS NULL
+    ORDER BY waiting.place LIMIT :most FOR UPDATE OF jobs SKIP LOCKED
+), claimed AS (
+    UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, fence = fence + 1, lease_owner = :worker,
+        lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
+        start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
+    FROM prior WHERE jobs.id = prior.id
+    RETURNING jobs.*, prior.place
+), noted AS (
+    INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
+    SELECT id, 'QUEUED', state, stage, :worker, fence, 'claimed' FROM claimed
+)
+SELECT claimed.*, set_config('synchronous_commit', 'off', true) FROM claimed ORDER BY place
+""")
+
+_HOLD = text("""
+SELECT j.id FROM jobs j JOIN unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS a(id, fence)
+    ON j.id = a.id AND j.fence = a.fence
+WHERE j.stage = :stage AND j.state = 'RUNNING' AND j.lease_owner = :worker
+ORDER BY j.id FOR UPDATE OF j
+""")
+
+_SUCCEED = text("""
+WITH done AS (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:results AS text[])) AS d(id, result)
+), written AS (
+    INSERT INTO job_results (job_id, stage, release_id, fence, result)
+    SELECT j.id, j.stage, j.release_id, j.fence, CAST(d.result AS jsonb) FROM done d JOIN jobs j USING (id)
+), changed AS (
+    UPDATE jobs SET state = 'SUCCEEDED', error = NULL, lease_owner = NULL, lease_until = NULL, end_time = now(),
+        next_attempt_at = NULL, dispatched_at = NULL
+    FROM done WHERE jobs.id = done.id RETURNING jobs.id, jobs.stage, jobs.fence
+)
+INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
+SELECT id, 'RUNNING', 'SUCCEEDED', stage, :worker, fence, 'completed' FROM changed
+""")
+
+Refused = Callable[[Connection], Collection[uuid.UUID]]
+
+
+def claim_waiting(
+    connection: Connection, stage: Stage, *, worker_id: str, lease_s: float, release_id: str | None, most: int
+) -> list[Claim]:
+    """Take the leases of up to ``most`` jobs that wait for ``stage`` and were never tried, projects in turn."""
+    parameters = {
+        # Further than ``most``: another worker may just be taking the first ones.
+        "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id, "most": most, "reach": 4 * most,
+    }  # fmt: skip
+    jobs = [
+        to_job({name: row[name] for name in JOBS.c.keys()})  # type: ignore[arg-type]
+        for row in connection.execute(_CLAIM, parameters).mappings()
+    ]
+    return [Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id) for job in jobs]
+
+
+def complete_last(
+    connection: Connection, done: Sequence[tuple[Claim, Mapping[str, Any]]], refused: Refused
+) -> set[uuid.UUID]:
+    """Write results of one worker's claims on their jobs' last stage, and end those jobs, together.
+
+    Returns the ids written. Left out, with nothing changed, is a job whose lease was lost, that is being cancelled, has
+    another stage before it, or is among ``refused(connection)``, which is asked under the rows' locks: each of these
+    goes the way of a single completion, which knows what to do about it.
+    """
+    last = [(claim, result) for claim, result in done if next_stage(claim.stage, claim.job.tier) is None]
+    if not last:
+        return set()
+    first = last[0][0]
+    asked = {"stage": first.stage, "worker": first.worker_id, "ids": [claim.job.id for claim, _ in last],
+             "fences": [claim.fence for claim, _ in last]}  # fmt: skip
+    held = set(connection.execute(_HOLD, asked).scalars())
+    held -= set(refused(connection)) if held else set()
+    written = {claim.job.id: json.dumps(dict(result)) for claim, result in last if claim.job.id in held}
+    if written:
+        connection.execute(
+            _SUCCEED, {"ids": list(written), "results": list(written.values()), "worker": first.worker_id}
+        )
+    return set(written)
