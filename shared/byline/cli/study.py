@@ -42,7 +42,7 @@ def study(
     """Run one study, or all of them."""
     wanted = STUDIES if name == "all" else (name,)
     if unknown := [n for n in wanted if n not in STUDIES]:
-        raise InvalidRequest(f"there is no study {unknown[0]!r}; choose one of {', '.join(STUDIES)}, or all")
+        raise InvalidRequest("NAME", f"there is no study {unknown[0]!r}; choose one of {', '.join(STUDIES)}, or all")
     settings = load_settings()
     bench = open_bench(settings, size, seeds, seed, threads, work)
     for each in wanted:
@@ -58,7 +58,7 @@ def open_bench(settings: Settings, size: str, seeds: int, seed: int, threads: in
     from byline.evaluation.study_data import load_data
 
     if size not in SIZES:
-        raise InvalidRequest(f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
+        raise InvalidRequest("--size", f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
     torch.set_num_threads(threads)
     chosen = replace(SIZES[size], seeds=seeds or SIZES[size].seeds)
     report = _Reporter()

@@ -97,6 +97,10 @@ class Cell:
         seeds = self.values[measure].mean(1)
         return None if len(seeds) < 2 else float(seeds.std(ddof=1) / np.sqrt(len(seeds)))
 
+    def fact(self, name: str) -> float:
+        """Mean over the fits of one of their facts, such as ``validation_map``."""
+        return float(np.mean([facts[name] for facts in self.facts]))
+
     def minus(self, other: Cell, measure: str, seed: int = 0) -> PairedDifference:
         """This less ``other`` on the same queries, paired bootstrap of the means over seeds."""
         return paired_bootstrap(self.values[measure].mean(0), other.values[measure].mean(0), seed=seed)
@@ -108,7 +112,7 @@ class Cell:
             out[measure] = {"mean": self.mean(measure), "error": self.error(measure),
                             "seed_error": self.seed_error(measure)}  # fmt: skip
         for fact in self.facts[0] if self.facts else ():
-            out[fact] = float(np.mean([facts[fact] for facts in self.facts]))
+            out[fact] = self.fact(fact)
         return out
 
 

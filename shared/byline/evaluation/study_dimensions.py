@@ -62,7 +62,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     at_scale = [{"dimensions": w, "tier": tier, **timing[w]["bytes"][tier], **timing[w]["served"][tier]}
                 for w in widths for tier in SERVED]  # fmt: skip
     return {"rows": rows_out, "served": at_scale, "measures": list(measures), "main": main,
-            "timing_items": bench.size.timing_items, "items": len(bench.data.items), "tiers": tiers, "widest": widths[0],
+            "timing_items": bench.size.timing_items, "items": len(bench.data.items), "tiers": tiers,
+            "widest": widths[0],
             "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from byline.evaluation.baselines import (
     raw_feature_scores,
 )
 from byline.evaluation.head_report import TEXT_FEATURES
+from byline.evaluation.map import mean_average_precision
 from byline.evaluation.study_bench import Bench, Cell, Fit
 from byline.evaluation.study_report import bars, gain, number, sentence, table
 from byline.ranker.labelled_set import LabelledSet
@@ -35,9 +36,11 @@ def measure(bench: Bench) -> dict[str, Any]:
     untuned = {s: bench.cell("+".join(s), _raw(bench, s)) for s in subsets}
     tuned = {s: bench.fitted("+".join(s), Fit(bench.student, s)) for s in subsets}
     singles = [s for s in subsets if len(s) == 1]
-    best_single = {kind: max(singles, key=lambda s: cells[s].mean(_main(bench)))
-                   for kind, cells in (("untuned", untuned), ("tuned", tuned))}  # fmt: skip
-    best_raw = max(untuned.values(), key=lambda c: c.mean(_main(bench)))
+    # What the others are compared with is chosen on the validation queries, not on those that judge.
+    known = {s: _validated(bench, s) for s in subsets}
+    best_single = {"untuned": max(singles, key=lambda s: known[s]),
+                   "tuned": max(singles, key=lambda s: tuned[s].fact("validation_map"))}  # fmt: skip
+    best_raw = untuned[max(subsets, key=lambda s: known[s])]
     rows = []
     for subset in subsets:
         for kind, cells in (("untuned", untuned), ("tuned", tuned)):
@@ -84,12 +87,18 @@ def _main(bench: Bench) -> str:
     return maps(bench)[len(bench.size.cutoffs) // 2]
 
 
-def _raw(bench: Bench, encoders: tuple[str, ...]) -> Any:
+def _validated(bench: Bench, encoders: tuple[str, ...]) -> float:
+    """mAP of the untuned order on the validation queries."""
+    asked = bench.data.labelled(bench.data.rows("validation"), JUDGE)
+    return mean_average_precision(_raw(bench, encoders, "validation"), asked.tau, bench.student.evaluate_at).mean
+
+
+def _raw(bench: Bench, encoders: tuple[str, ...], split: str = "test") -> Any:
     """Mean cosine of the encoders, standardised; queries centred by the training queries' mean."""
     data, train = bench.data, bench.data.rows("train")
     parts = []
     for name in encoders:
-        asked = bench.test_set((name,))
+        asked = data.labelled(data.rows(split), JUDGE, (name,))
         mean = data.query_features[train][:, data.columns((name,))].mean(0)
         parts.append(raw_feature_scores(asked.query_features, asked.item_features, query_mean=mean))
     return combined_raw_scores(parts)

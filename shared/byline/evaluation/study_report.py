@@ -51,7 +51,7 @@ def put_block(page: Path, name: str, text: str) -> bool:
     before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise InvalidRequest(f"{page} has no place for the study: add the lines {begin} and {end}")
+        raise InvalidRequest("--page", f"{page} has no place for the study: add the lines {begin} and {end}")
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     return True
 
