@@ -68,7 +68,7 @@ def head(
     settings = load_settings()
     started = time.monotonic()
     if split not in ("test", "validation"):
-        raise InvalidRequest(f"--split is test or validation, not {split!r}")
+        raise InvalidRequest("--split", f"is test or validation, not {split!r}")
     wanted = _numbers(cutoffs)
     used = settings.seed if seed is None else seed
     engine = None if labels is not None else make_engine(settings.database_url)
@@ -95,7 +95,7 @@ def find_head(engine: Engine | None, model_id: str, name: str | None) -> NamedHe
         return NamedHead(path.stem if path.name != HEAD else str(path), path, None)
     if engine is None:
         if name is not None:
-            raise InvalidRequest(f"{name} is neither a release directory nor a head file; without servers "
+            raise InvalidRequest("--head", f"{name} is neither a release directory nor a head file; without servers "
                                  "(--labels) a head is named by its path")
         return NamedHead(FITTED, None, None)
     registry = ReleaseRegistry(engine)
@@ -198,7 +198,7 @@ def _fit(judged: JudgedLabels, cutoff: int, seed: int) -> Head:
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InvalidRequest(f"--cutoffs is a list of positive numbers with commas, not {text!r}")
+        raise InvalidRequest("--cutoffs", f"is a list of positive numbers with commas, not {text!r}")
     return tuple(int(part) for part in parts)
 
 
