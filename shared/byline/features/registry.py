@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from byline.errors import FeatureMismatch, ModelNotUsable
 from byline.features.denoiser import Denoiser, DenoisingModel
@@ -15,6 +16,8 @@ from byline.features.efficientnet import EfficientNetLite0
 from byline.features.encoder import Encoder
 from byline.features.minilm import MiniLM
 from byline.features.pretrained import FAMILIES, PretrainedEncoder
+from byline.features.prompt_gain import NAME as PROMPT_GAIN
+from byline.features.prompt_gain import LossModel, PromptGain
 
 Loader = Callable[[str, Path | str | None, DenoisingModel | None], Encoder]
 
@@ -29,10 +32,17 @@ def _denoiser(device: str, source: Path | str | None, model: DenoisingModel | No
     return Denoiser(model)
 
 
+def _prompt_gain(device: str, source: Path | str | None, model: DenoisingModel | None) -> Encoder:
+    if model is None:
+        raise ModelNotUsable("prompt_gain needs the attributed model: pass model=DiffusionModel.load(directory)")
+    return PromptGain(cast(LossModel, model))
+
+
 ENCODERS: dict[str, Loader] = {
     "efficientnet_lite0": lambda device, source, model: EfficientNetLite0.load(device),
     "minilm": lambda device, source, model: MiniLM.load(device),
     "denoiser": _denoiser,
+    PROMPT_GAIN: _prompt_gain,
     **{name: _pretrained(name) for name in FAMILIES},
 }
 
