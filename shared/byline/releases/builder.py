@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from byline.catalog.blobs import fsync_directory
 from byline.catalog.items import Item
 from byline.errors import FeatureMismatch, ReleaseNotEligible
-from byline.index import VectorIndex, build_index
+from byline.index import AUTO, VectorIndex, choose_index
 from byline.ranker.head import Head, save_head
 from byline.releases.catalogue import write_catalogue
 from byline.releases.golden import GoldenQueries
@@ -40,9 +40,12 @@ from byline.releases.manifest import (
     file_entry,
     make_release_id,
 )
-from byline.releases.sketches import SketchParts, write_sketches
+from byline.releases.sketches import SketchParts, index_section, write_sketches
 
 Features = NDArray[np.float32]
+
+#: Items, spread over the corpus, that are asked as queries to measure an approximate index's recall.
+INDEX_QUERIES = 128
 
 
 def build_release(
@@ -66,15 +69,16 @@ def build_release(
     golden_features: Features,
     created_at: datetime,
     git_sha: str = "",
-    index_factory: str = "Flat",
+    index_factory: str = AUTO,
     sketches: SketchParts | None = None,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
     ``golden_features`` [g, d_in], g ≥ 1, are query features whose answers are recorded. The default id is
-    time plus digest of the contents. With ``sketches`` the release serves the ESTIMATED tier. FeatureMismatch
-    when ids, features, sketches and catalogue do not belong together; ReleaseNotEligible when the release
-    exists already. Returns the directory.
+    time plus digest of the contents. The index is chosen by size and measured recall unless ``index_factory`` names
+    one (``byline.index.choice``); the manifest says how it came out. With ``sketches`` the release serves the
+    ESTIMATED tier. FeatureMismatch when ids, features, sketches and catalogue do not belong together;
+    ReleaseNotEligible when the release exists already. Returns the directory.
     """
     ids = np.asarray(item_ids, dtype=np.int64)
     if {item.item_id for item in catalogue} != set(ids.tolist()) or len(catalogue) != len(ids):
@@ -86,11 +90,16 @@ def build_release(
     root.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
     try:
-        index = build_index(ids, head.embed_items(item_features), index_factory)
+        asked = item_features[np.linspace(0, len(ids) - 1, min(INDEX_QUERIES, len(ids))).astype(int)]
+        choice = choose_index(
+            ids, head.embed_items(item_features), queries=head.embed_queries(asked), factory=index_factory
+        )
+        index = choice.index
         _write_parts(working, head, index, catalogue, calibrator, golden_features)
         names: tuple[str, ...] = REQUIRED_FILES
+        section = None
         if sketches is not None:
-            write_sketches(working, sketches, ids)
+            section = write_sketches(working, sketches, ids)
             names += SKETCH_FILES if sketches.tokens is None else (*SKETCH_FILES, SKETCH_TOKENS)
         files = {name: file_entry(working / name) for name in names}
         digests = [files[name].sha256 for name in names]
@@ -111,7 +120,8 @@ def build_release(
             labels=LabelSet.model_validate(labels),
             metrics=dict(metrics),
             git_sha=git_sha,
-            sketches=None if sketches is None else sketches.section,
+            sketches=section,
+            index=index_section(choice),
             files=files,
         )
         manifest.write(working)

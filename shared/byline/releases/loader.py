@@ -80,11 +80,14 @@ class Release:
         return [Hit(i, score, rank) for rank, (i, score) in enumerate(found, start=1) if i != NO_ITEM]
 
 
-def load_release(directory: Path, mmap: bool = True, expected: ReleaseManifest | None = None) -> Release:
+def load_release(
+    directory: Path, mmap: bool = True, expected: ReleaseManifest | None = None, device: str = "cpu"
+) -> Release:
     """Open and verify a release directory; asking the golden queries also warms it.
 
     ``expected`` is the registry's copy of the manifest: FAISS parses native structures, so a service opens
-    only what the registry vouches for. ReleaseCorrupt says what is missing, altered or does not fit.
+    only what the registry vouches for. ``device`` is where exact indexes are scanned. ReleaseCorrupt says what is
+    missing, altered or does not fit.
     """
     directory = Path(directory)
     manifest = ReleaseManifest.read(directory)
@@ -97,10 +100,10 @@ def load_release(directory: Path, mmap: bool = True, expected: ReleaseManifest |
         manifest=manifest,
         directory=directory,
         head=load_head(directory / HEAD),
-        index=load_index(directory / EMBEDDINGS, manifest.index_factory, mmap),
+        index=load_index(directory / EMBEDDINGS, manifest.index_factory, mmap, device),
         catalogue=read_catalogue(directory / CATALOGUE),
         calibrator=_read_calibrator(directory / CALIBRATOR),
-        sketches=open_sketches(directory, manifest, mmap),
+        sketches=open_sketches(directory, manifest, mmap, device),
     )
     _check_fit(release)
     GoldenQueries.load(directory / GOLDEN).check(lambda features, k: release.index.search(release.embed(features), k))

@@ -56,6 +56,40 @@ class LabelSet(BaseModel):
     digest: str
 
 
+class IndexTrial(BaseModel):
+    """One tier that was tried: the effort it needed, the recall it reached, its modelled work for a query."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factory: str
+    effort: dict[str, float]
+    recall: float = Field(ge=0, le=1)
+    bytes_per_item: float = Field(ge=0)
+    work_ms: float = Field(ge=0)
+    accepted: bool
+
+
+class IndexSection(BaseModel):
+    """Which index was chosen and why (``byline.index.choice``).
+
+    ``recall`` at ``recall_at`` against exact search, over ``queries`` queries; 0 of them: exact by construction.
+    ``forced``: a setting asked for this factory. ``effort`` are the search parameters, kept in the file as well.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factory: str
+    forced: bool
+    reason: str
+    target: float = Field(ge=0, le=1)
+    recall_at: int = Field(gt=0)
+    recall: float = Field(ge=0, le=1)
+    queries: int = Field(ge=0)
+    bytes_per_item: float = Field(ge=0)
+    effort: dict[str, float] = Field(default_factory=dict)
+    tried: tuple[IndexTrial, ...] = ()
+
+
 class SketchSection(BaseModel):
     """What the sketches of a release are, and how near to the teacher they come.
 
@@ -73,6 +107,8 @@ class SketchSection(BaseModel):
     query_draws: int = Field(ge=0)
     token_rank: int = Field(default=0, ge=0)
     fidelity: dict[str, float] = Field(default_factory=dict)
+    #: None: a release from before indexes were chosen, whose sketches are searched exactly.
+    index: IndexSection | None = None
 
 
 class ReleaseManifest(BaseModel):
@@ -99,6 +135,8 @@ class ReleaseManifest(BaseModel):
     git_sha: str = ""
     #: None: the release has no sketches and cannot serve the ESTIMATED tier.
     sketches: SketchSection | None = None
+    #: How the index of the embeddings was chosen; None in releases from before that was measured.
+    index: IndexSection | None = None
     files: dict[_FileName, FileEntry]
 
     @field_validator("created_at")
@@ -122,6 +160,12 @@ class ReleaseManifest(BaseModel):
         if missing:
             raise ValueError(f"lacks {', '.join(missing)}")
         return value
+
+    @model_validator(mode="after")
+    def _one_index(self) -> ReleaseManifest:
+        if self.index is not None and self.index.factory != self.index_factory:
+            raise ValueError(f"index_factory {self.index_factory} is not that of section index, {self.index.factory}")
+        return self
 
     @model_validator(mode="after")
     def _whole_sketches(self) -> ReleaseManifest:

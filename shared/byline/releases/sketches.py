@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from byline.errors import FeatureMismatch, ReleaseCorrupt
-from byline.index import VectorIndex, build_index, load_index
+from byline.index import AUTO, IndexChoice, VectorIndex, choose_index, load_index
 from byline.releases.golden import GoldenQueries
 from byline.releases.manifest import (
     SKETCH_BASIS,
     SKETCH_GOLDEN,
     SKETCH_TOKENS,
     SKETCHES,
+    IndexSection,
+    IndexTrial,
     ReleaseManifest,
     SketchSection,
 )
@@ -86,8 +88,17 @@ def section_of(
     )
 
 
-def write_sketches(directory: Path, parts: SketchParts, item_ids: NDArray[np.int64]) -> None:
-    """Write index, basis and golden queries into a release that is being built of ``item_ids``.
+def index_section(choice: IndexChoice) -> IndexSection:
+    """What the manifest says of a chosen index."""
+    facts = {name: getattr(choice, name) for name in IndexSection.model_fields if name != "tried"}
+    return IndexSection(**facts, tried=tuple(IndexTrial(**asdict(trial)) for trial in choice.tried))
+
+
+def write_sketches(
+    directory: Path, parts: SketchParts, item_ids: NDArray[np.int64], factory: str = AUTO
+) -> SketchSection:
+    """Write index, basis and golden queries into a release that is being built of ``item_ids``; the section with the
+    index that was chosen, or that ``factory`` asks for.
 
     FeatureMismatch when the sketches are of other items or of another width than their section says.
     """
@@ -102,16 +113,20 @@ def write_sketches(directory: Path, parts: SketchParts, item_ids: NDArray[np.int
             raise FeatureMismatch("the token gradients are of other items than the release")
         parts.tokens.save(directory / SKETCH_TOKENS)
     sketches = np.asarray(parts.sketches, dtype=np.float32)
-    index = build_index(parts.item_ids, sketches)
+    choice = choose_index(parts.item_ids, sketches, factory=factory)
+    index = choice.index
     index.save(directory / SKETCHES)
     shutil.copyfile(parts.basis, directory / SKETCH_BASIS)
     asked = sketches[np.linspace(0, len(sketches) - 1, min(GOLDEN_SKETCHES, len(sketches))).astype(int)]
     # Scaled so that an item scores 1 against itself: the tolerance of golden queries is an absolute one, too.
     asked = asked / np.maximum((asked**2).sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     GoldenQueries.record(asked, index.search, index.ntotal).save(directory / SKETCH_GOLDEN)
+    return parts.section.model_copy(update={"index": index_section(choice)})
 
 
-def open_sketches(directory: Path, manifest: ReleaseManifest, mmap: bool = True) -> ReleaseSketches | None:
+def open_sketches(
+    directory: Path, manifest: ReleaseManifest, mmap: bool = True, device: str = "cpu"
+) -> ReleaseSketches | None:
     """The sketches of a release whose files were verified; None if it has none.
 
     ReleaseCorrupt when width or number of rows is not what the manifest says, or the golden queries come out
@@ -120,7 +135,7 @@ def open_sketches(directory: Path, manifest: ReleaseManifest, mmap: bool = True)
     section = manifest.sketches
     if section is None:
         return None
-    index = load_index(directory / SKETCHES, mmap=mmap)
+    index = load_index(directory / SKETCHES, section.index.factory if section.index else "Flat", mmap, device)
     facts = {
         "sketch index width": (index.dim, section.dimensions),
         "sketch index rows": (index.ntotal, manifest.items),
