@@ -189,7 +189,7 @@ def reliability_weights(tau: FloatArray, standard_error: FloatArray) -> FloatArr
     signal = np.maximum(variance - error.sum(1, keepdims=True) / count, 0.01 * variance) + 1e-300
     weights = np.where(scored, signal / (signal + error), 0.0)
     total = np.maximum(weights.sum(1, keepdims=True), 1e-300)
-    return (weights * count / total).astype(np.float32)
+    return np.asarray(weights * count / total, dtype=np.float32)
 
 
 def _mean_over_pairs(each: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
