@@ -103,7 +103,9 @@ class LabelMaker:
             rows.put(place, out)
         found = np.asarray(rows.rows)
         tau = {"abu_plus": found[:, :, q : 2 * q], "abu_plus_linear all": found[:, :, :q]}
-        labels = {name: np.ascontiguousarray(t.transpose(1, 2, 0)) / n for name, t in tau.items()}
+        labels: dict[str, FloatArray] = {
+            name: (np.ascontiguousarray(t.transpose(1, 2, 0)) / n).astype(np.float32) for name, t in tau.items()
+        }
         return labels | {"trak": kernel_scores(found[:, :, 2 * q :], phi, self.settings.damping)}
 
     def _directions(
@@ -118,7 +120,9 @@ class LabelMaker:
         scales = self._store("denoising-scales", (count, 2, len(layers)), np.float32, name)
         few = self._store("denoising-queries", (count, 2, small + projection.dimensions), np.float32, name)
         for place, block in self._queried(layers, "denoising", few.written):
-            wide, narrow, parts = {}, {}, torch.zeros(place.stop - place.start, 2, projection.dimensions)
+            parts = torch.zeros(place.stop - place.start, 2, projection.dimensions)
+            wide: dict[str, torch.Tensor] = {}
+            narrow: dict[str, torch.Tensor] = {}
             for layer in layers:
                 gradient = block.replicate_gradients(layer)  # [k, 2, rows, columns]
                 wide |= {layer: every.precondition({layer: gradient}, self.settings.damping)[layer].flatten(2).cpu()}

@@ -172,9 +172,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         rows.append([judge, *(f"{agree[judge, n]['spearman']['mean']:.2f} / {agree[judge, n]['overlap']['mean']:.2f}"
                               for n in names), number(lds) if lds else ""])  # fmt: skip
     one = table([f"Spearman / overlap@{found['top']}", *names, "LDS"], rows)
-    orders = [("head of " + n, lambda j, n=n: heads[n, j]) for n in names]
-    orders += [(n, lambda j, n=n: base[n, j]) for n in dict.fromkeys(r["name"] for r in found["baselines"])]
-    cells = [[name, *(f"{number(of(j)[main])}; {of(j)['top1']['mean']:.2f}" for j in names)] for name, of in orders]
+    orders = [(f"head of {n}", [heads[n, j] for j in names]) for n in names]
+    orders += [(n, [base[n, j] for j in names]) for n in dict.fromkeys(r["name"] for r in found["baselines"])]
+    cells = [[name, *(f"{number(r[main])}; {r['top1']['mean']:.2f}" for r in row)] for name, row in orders]
     two = table([f"{main}; top-1 recall", *(f"judged by {n}" for n in names)], cells)
     return " ".join(lines) + f"\n\n{one}\n\n{two}"
 

@@ -35,7 +35,7 @@ def stored(name: str, vectors: FloatArray) -> Any:
 def full_scores(index: Any, queries: FloatArray) -> FloatArray:
     """Scores [q, n] of all items as the codes give them."""
     scores, places = index.search(np.ascontiguousarray(queries, dtype=np.float32), index.ntotal)
-    out = np.empty_like(scores)
+    out: FloatArray = np.empty_like(scores)
     np.put_along_axis(out, places, scores, axis=1)
     return out
 
