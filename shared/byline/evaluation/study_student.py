@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 import byline.ranker as ranker
-from byline.ranker.fit import FitConfig, FitReport, fit_head
+from byline.ranker.fit import FitConfig, FitReport, Progress, fit_head
 from byline.ranker.head import HeadConfig, feature_blocks
 from byline.ranker.labelled_set import LabelledSet
 
@@ -67,19 +67,19 @@ class Student:
 
 
 def fit_student(train: LabelledSet, validation: LabelledSet, blocks: Sequence[tuple[str, int]],
-                settings: StudentSettings, seed: int) -> Student:  # fmt: skip
+                settings: StudentSettings, seed: int, progress: Progress | None = None) -> Student:  # fmt: skip
     """Fit on ``train``, choosing the step by mAP on ``validation``; ``blocks`` (encoder, width) of the columns."""
     names, widths = zip(*blocks, strict=True)
     config = HeadConfig(train.in_dim, feature_blocks(names, widths), settings.hidden, settings.out_dim)
     fit = FitConfig(loss=settings.loss, max_steps=settings.max_steps, outside_share=settings.outside_share,
                     evaluate_at=settings.evaluate_at, evaluate_every=max(1, min(20, settings.max_steps // 4)))
     started = time.monotonic()
-    report = fit_head(train, validation, config, fit, seed)
+    report = fit_head(train, validation, config, fit, seed, progress)
     return Student(report, time.monotonic() - started)
 
 
 def student_digest() -> str:
-    """12 hex digits over the code of ``byline.ranker``, but for comments and docstrings: other code, another student."""
+    """12 hex digits over the code of ``byline.ranker``, comments and docstrings left out: other code, other student."""
     digest = hashlib.sha256()
     for path in sorted(Path(ranker.__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text())
