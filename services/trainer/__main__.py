@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
 def refresh_settings(settings: Settings) -> RefreshSettings:
     """The part of the settings a refresh needs."""
     limits = GateLimits(map_floor=settings.gate_map_floor, tolerance=settings.gate_regression_tolerance,
-                        confidence=settings.gate_confidence)
+                        confidence=settings.gate_confidence, calibration_error=settings.gate_calibration_error,
+                        false_attribution=settings.gate_false_attribution)
     return RefreshSettings(
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
         limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs,
@@ -88,22 +89,23 @@ class Encoding:
         from byline.diffusion.model import DiffusionModel
         from byline.features import load_extractor
         from byline.rankings.features import LabelFeatures
+        from byline.rankings.query_evidence import QueryEvidence
         from byline.teachers.files import TeacherFiles
         from services.trainer.sketches import CorpusSketches
 
         settings = self._settings
         torch.set_num_threads(settings.torch_threads)
         record = CatalogStore(self._engine).model(settings.model_id)
-        needs_model = "denoiser" in settings.feature_spec.split("+")
-        model = DiffusionModel.load(record.directory, settings.device) if needs_model else None
+        model = DiffusionModel.load(record.directory, settings.device)
         extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
         blobs = BlobStore(settings.blob_dir)
         features = LabelFeatures(extractor, blobs, settings.cache_dir, record.corpus_id)
         sketches = CorpusSketches(
             TeacherFiles.beside(record.directory, settings.cache_dir, record.revision), record.revision, blobs,
-            lambda: model or DiffusionModel.load(record.directory, settings.device), settings.curation_selection,
+            lambda: model, settings.curation_selection,
         )
-        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches)
+        evidence = QueryEvidence(extractor, model, blobs, settings.cache_dir, record.corpus_id, seed=settings.seed)
+        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches, evidence)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,17 +12,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from byline.evaluation.abstention import AbstentionReport
 from byline.evaluation.bootstrap import paired_bootstrap
+from byline.evaluation.calibration_report import CalibrationReport
 from byline.evaluation.map import MapResult
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """``map_floor`` absolute; ``tolerance`` how much worse than the active release may be, at ``confidence``."""
+    """``map_floor`` absolute; ``tolerance`` how much worse than the active release may be, at ``confidence``.
+
+    ``calibration_error`` over each query's first L retrieved items, ``false_attribution`` of null queries (both at
+    most). They refuse a candidate only where luck does not explain the figure: see :func:`judge`.
+    """
 
     map_floor: float
     tolerance: float
     confidence: float
+    calibration_error: float = 0.05
+    false_attribution: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class GateEvidence:
     active: MapResult | None
     slope: float
     agreement: float
+    #: None where too few queries, or no null queries, were there to measure it.
+    calibration: CalibrationReport | None = None
+    abstention: AbstentionReport | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,37 @@ def judge(evidence: GateEvidence, limits: GateLimits, seed: int) -> GateDecision
             reasons.append(f"REGRESSION: against the active release mAP changes by {difference.mean:+.4f}, at "
                            f"{limits.confidence:.0%} confidence by no less than {difference.low:+.4f}; "
                            f"allowed is {-limits.tolerance:+.4f}")
+    for more_reasons, more_metrics in (_calibration(evidence, limits), _false_attribution(evidence, limits)):
+        reasons += more_reasons
+        metrics |= more_metrics
     return GateDecision(not reasons, tuple(reasons), metrics)
+
+
+def _calibration(evidence: GateEvidence, limits: GateLimits) -> tuple[list[str], dict[str, float]]:
+    """A few dozen queries give an error even to a perfect calibration: it must exceed the limit and that error."""
+    report = evidence.calibration
+    if report is None:
+        return [], {}
+    found = report.retrieved
+    metrics = {"calibration_error": found.error, "calibration_error_luck": found.luck,
+               "calibration_error_all_items": report.everything.error, "interval_coverage": report.coverage}
+    if found.error <= max(limits.calibration_error, found.luck):
+        return [], metrics
+    return [f"CALIBRATION_ERROR: over the first {report.top} retrieved items probabilities are off by "
+            f"{found.error:.3f} on average, allowed is {limits.calibration_error:.3f} (luck alone: up to "
+            f"{found.luck:.3f})"], metrics
+
+
+def _false_attribution(evidence: GateEvidence, limits: GateLimits) -> tuple[list[str], dict[str, float]]:
+    """The lower confidence bound of the share must not exceed the limit, which the floors were fitted to keep."""
+    report = evidence.abstention
+    if report is None:
+        return [], {}
+    metrics = {"false_attribution": report.pooled, "real_queries_refused": report.refused}
+    if report.surely_above <= limits.false_attribution:
+        return [], metrics
+    return [f"FALSE_ATTRIBUTION: {report.pooled:.1%} of {report.nulls} null queries are attributed, surely more than "
+            f"{report.surely_above:.1%}; allowed is {limits.false_attribution:.1%}"], metrics
 
 
 def score_agreement(scores: np.ndarray, tau: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
 from byline.errors import BylineError, LabelsNotUsable, ReleaseChanged
+from byline.evaluation.calibrate import Calibration
 from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
 from byline.ranker.fit import FitConfig, FitReport, fit_head
@@ -32,6 +33,7 @@ from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
 from byline.telemetry import get_logger
+from services.trainer.calibration import CalibrationRows, EvidenceRows, HeldOut, calibrate
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
 from services.trainer.schedule import start_warm
 
@@ -114,6 +116,9 @@ class _Labels:
     train: LabelledSet
     validation: LabelledSet
     held_out: LabelledSet
+    #: The rankings behind ``validation`` and ``held_out``, in their order.
+    validation_rankings: tuple[LabelledQuery, ...]
+    held_out_rankings: tuple[LabelledQuery, ...]
     #: τ of the held-out queries from the noise half that does not judge, and whether the halves are disjoint.
     other_half: FloatArray | None
     held_out_split: str
@@ -123,7 +128,7 @@ class Refresher:
     """Makes candidates for one model. Reads and writes Postgres, writes release directories."""
 
     def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings,
-                 sketches: SketchRows | None = None) -> None:
+                 sketches: SketchRows | None = None, evidence: EvidenceRows | None = None) -> None:
         self._catalog = CatalogStore(engine)
         self._rankings = RankingStore(engine)
         self._registry = ReleaseRegistry(engine)
@@ -131,6 +136,7 @@ class Refresher:
         self._features = features
         self._settings = settings
         self._sketches = sketches
+        self._evidence = evidence
 
     def run_once(self, *, now: datetime, seed: int, progress: Progress = lambda what, done, total: None
                  ) -> RefreshOutcome:
@@ -146,16 +152,17 @@ class Refresher:
         warm = previous is not None and record is not None and start_warm(
             len(splits.train) + len(splits.validation), record.manifest.labels.queries)
         fitted = self._fit(labels, seed, previous if warm else None, progress)
-        report, decision = self._judge(labels, fitted, previous, seed)
+        calibration = self._calibrated(labels, fitted.head, items, seed, progress)
+        report, decision = self._judge(labels, fitted, previous, calibration, seed)
         sketches, why_not = self._sketched(items, progress)
         progress("build the release", 0, 1)
         directory = build_release(
             self._root, model_id=model.model_id, model_revision=model.revision, corpus_id=model.corpus_id,
             head=fitted.head, feature_spec=self._features.spec, preprocessing_hash=self._features.preprocessing_hash,
             item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=items,
-            # No calibration yet: answers then come without probabilities, and nothing is called not attributable.
-            calibrator={"kind": "none"},
-            metrics={**_metrics(report, decision, fitted, labels, warm), "sketches": {"left_out": why_not}},
+            calibrator=calibration.calibrator.to_json(),
+            metrics={**_metrics(report, decision, fitted, labels, warm), "sketches": {"left_out": why_not},
+                     "calibration": calibration.to_json()},
             parent=record.release_id if record else None, sketches=sketches,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
@@ -189,6 +196,7 @@ class Refresher:
         disjoint = all(ranking.tau_halves is not None for ranking in held_out)
         return _Labels(
             splits, build(splits.train, LEARN), build(validation, JUDGE), build(held_out, JUDGE),
+            tuple(validation), tuple(held_out),
             build(held_out, LEARN).tau if disjoint else None, "test" if use_test else "validation",
         )
 
@@ -227,7 +235,16 @@ class Refresher:
         return fit_head(labels.train, labels.validation, config, fit, seed,
                         lambda done, total: progress("fit the head", done, total), warm_start)
 
-    def _judge(self, labels: _Labels, fitted: FitReport, previous: Head | None, seed: int
+    def _calibrated(self, labels: _Labels, head: Head, items: Sequence[Item], seed: int, progress: Progress
+                    ) -> Calibration:
+        held = HeldOut(labels.held_out, labels.held_out_rankings) if labels.held_out_split == "test" else None
+        rows = CalibrationRows(self._features, self._evidence, [item.caption for item in items], progress)
+        return calibrate(
+            head.embed_queries, head.embed_items(labels.held_out.item_features),
+            HeldOut(labels.validation, labels.validation_rankings), held, rows, top=self._settings.cutoff, seed=seed,
+        )
+
+    def _judge(self, labels: _Labels, fitted: FitReport, previous: Head | None, calibration: Calibration, seed: int
                ) -> tuple[HeadReport, GateDecision]:
         held_out, cutoff = labels.held_out, self._settings.cutoff
         scores = fitted.head.scores(held_out.query_features, held_out.item_features)
@@ -238,7 +255,8 @@ class Refresher:
             before = previous.scores(held_out.query_features, held_out.item_features)
             active = mean_average_precision(before, held_out.tau, cutoff)
         candidate = mean_average_precision(scores, held_out.tau, cutoff)
-        evidence = GateEvidence(candidate, active, fitted.slope, score_agreement(scores, held_out.tau))
+        evidence = GateEvidence(candidate, active, fitted.slope, score_agreement(scores, held_out.tau),
+                                calibration.curve, calibration.abstention)
         return report, judge(evidence, self._settings.limits, seed)
 
     def _publish(self, release_id: str, decision: GateDecision, active: ActiveRelease | None) -> bool:

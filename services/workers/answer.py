@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from byline.catalog.items import Item
+from byline.evaluation.calibration import Probability
 from byline.rankings.store import RankingLike
-from services.workers.calibration import Probability
 
 Influence = dict[str, Any]
 Answer = dict[str, Any]

@@ -20,11 +20,11 @@ from byline.errors import InvalidRequest, ItemWithdrawn, ModelMismatch
 from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
 from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
-from services.workers.calibration import is_attributable, noise_floor_of, probability_of
 from services.workers.feature_memory import FeatureMemory
 from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn, withdrawn_in
 
 if TYPE_CHECKING:
+    from byline.evaluation.calibration import Probability
     from byline.releases.loader import Hit, Release
     from services.workers.serving import Served, Serving
 
@@ -61,20 +61,24 @@ class LookupStage:
         release = served.release
         timings: dict[str, float] = {}
         begun = self._clock()
-        embedding = self._embedding(job, served, timings)
+        embedding, evidence = self._embedding(job, served, timings)
         beat.check()
         wanted = job.top_k if job.tier is Tier.RETRIEVED else max(job.top_k, job.candidates)
         searching = self._clock()
-        hits = release.search_embedding(embedding, wanted, self._withdrawn.ids())
+        # Probabilities look at a query's whole head of the list, whatever part of it was asked for.
+        calibrator = served.calibrator
+        hits = release.search_embedding(embedding, max(wanted, calibrator.depth), self._withdrawn.ids())
+        scores = [hit.score for hit in hits]
+        probabilities = calibrator.probabilities(scores)
         timings["search"] = 1e3 * (self._clock() - searching)
         timings["total"] = 1e3 * (self._clock() - begun)
         answer = retrieved_answer(
-            [self._influence(hit, release) for hit in hits],
+            [self._influence(*pair, release) for pair in zip(hits[:wanted], probabilities[:wanted], strict=True)],
             top_k=job.top_k,
             release_id=release.release_id,
             model_revision=release.manifest.model_revision,
-            not_attributable=not is_attributable(release.calibrator, [hit.score for hit in hits]),
-            noise_floor=noise_floor_of(release.calibrator),
+            not_attributable=not calibrator.attributes(scores, evidence),
+            noise_floor=calibrator.noise_floor(evidence is not None),
             timings_ms=timings,
         )
         named = item_ids_of(answer)
@@ -92,10 +96,13 @@ class LookupStage:
             self._withdrawn.changed()  # the next attempt must not meet the same set
             raise
 
-    def _embedding(self, job: Job, served: Served, timings: dict[str, float]) -> NDArray[np.float32]:
-        """The query's embedding [embedding_dim]: the client's own, or made from its image and prompt."""
+    def _embedding(
+        self, job: Job, served: Served, timings: dict[str, float]
+    ) -> tuple[NDArray[np.float32], float | None]:
+        """The query's embedding [embedding_dim], the client's own or made from its image and prompt, and its
+        evidence (None where there is none)."""
         if job.embedding is not None:
-            return _ready_embedding(job, served.release)
+            return _ready_embedding(job, served.release), None
         if job.image_sha256 is None:
             raise InvalidRequest("query", "has neither an image nor an embedding")
         sha256 = job.image_sha256
@@ -105,23 +112,21 @@ class LookupStage:
             nonlocal decoded
             image = decode_image(self._blobs.get(sha256), self._max_image_bytes, self._max_image_pixels)
             decoded = self._clock()
-            return served.features(image, job.prompt)
+            return served.query_row(image, job.prompt)
 
         # One query at a time: with several in a batch, features differ in their last bits by who their neighbours are.
-        features = self._features.get((sha256, job.prompt, served.extractor.preprocessing_hash), encode)
+        row = self._features.get((sha256, job.prompt, served.preprocessing_hash), encode)
         encoded = self._clock()
-        embedding = served.release.embed(features[None, :])[0]
+        embedding = served.release.embed(row[None, :-1])[0]
         timings["decode"] = 1e3 * (decoded - begun)
         timings["encode"] = 1e3 * (encoded - decoded)
         timings["head"] = 1e3 * (self._clock() - encoded)
-        return embedding
+        return embedding, None if np.isnan(row[-1]) else float(row[-1])
 
     @staticmethod
-    def _influence(hit: Hit, release: Release) -> dict[str, object]:
+    def _influence(hit: Hit, probability: Probability | None, release: Release) -> dict[str, object]:
         item = release.catalogue[hit.item_id]
-        return retrieved_influence(
-            item, rank=hit.rank, cosine=hit.score, probability=probability_of(release.calibrator, hit.score)
-        )
+        return retrieved_influence(item, rank=hit.rank, cosine=hit.score, probability=probability)
 
 
 def _require_model(job: Job, release: Release) -> None:

@@ -18,7 +18,9 @@ from PIL import Image
 from byline.config import Settings
 from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, FeatureMismatch, ModelNotUsable, NoActiveRelease
+from byline.evaluation.calibration import Calibrator
 from byline.features import FeatureExtractor, FeatureSpec, load_extractor
+from byline.features.prompt_gain import NAME as PROMPT_GAIN
 from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
 from byline.releases.manifest import ReleaseManifest
@@ -31,10 +33,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Served:
-    """A release with the encoders that make its query features."""
+    """A release with the encoders that make its query features, and the one of its evidence if it asks for any."""
 
     release: Release
     extractor: FeatureExtractor
+    calibrator: Calibrator = Calibrator()
+    evidence: FeatureExtractor | None = None
 
     @property
     def release_id(self) -> str:
@@ -45,6 +49,21 @@ class Served:
         """The features [d_in] of one query."""
         row: NDArray[np.float32] = self.extractor.extract([image], [prompt])[0]
         return row
+
+    @property
+    def preprocessing_hash(self) -> str:
+        """Of everything that :meth:`query_row` holds."""
+        more = "" if self.evidence is None else f"+{self.evidence.preprocessing_hash}"
+        return self.extractor.preprocessing_hash + more
+
+    def query_row(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
+        """[d_in + 1]: the features, and last the evidence that the model made this image from this prompt.
+
+        NaN where the release asks for none, or there is no prompt to weigh the image against.
+        """
+        weighed = self.evidence is not None and prompt.strip()
+        gain = self.evidence.extract([image], [prompt])[0, 0] if self.evidence is not None and weighed else np.nan
+        return np.append(self.features(image, prompt), np.float32(gain))
 
     def embed(self, image: Image.Image, prompt: str) -> NDArray[np.float32]:
         """The head's embedding [embedding_dim] of one query."""
@@ -122,16 +141,20 @@ class Serving:
     def _load(self, release_id: str) -> Served:
         record = self._registry.get(release_id)
         release = load_release(record.directory, expected=record.manifest)
-        return Served(release, self._extractor(release.manifest))
+        manifest, calibrator = release.manifest, Calibrator.from_json(release.calibrator)
+        asked = calibrator.abstention.evidence if calibrator.abstention is not None else None
+        extractor = self._extractor(manifest, manifest.feature_spec, manifest.preprocessing_hash)
+        evidence = None if asked is None else self._extractor(manifest, asked.encoder, asked.preprocessing_hash)
+        return Served(release, extractor, calibrator, evidence)
 
-    def _extractor(self, manifest: ReleaseManifest) -> FeatureExtractor:
-        """The encoders of the manifest's spec, loaded once. FeatureMismatch unless they preprocess as recorded."""
+    def _extractor(self, manifest: ReleaseManifest, spec: str, preprocessing_hash: str) -> FeatureExtractor:
+        """The encoders of a spec, loaded once. FeatureMismatch unless they preprocess as the release recorded."""
         with self._extracting:
-            extractor = self._loaded(manifest.feature_spec)
-            if extractor.preprocessing_hash != manifest.preprocessing_hash:
+            extractor = self._loaded(spec)
+            if extractor.preprocessing_hash != preprocessing_hash:
                 raise FeatureMismatch(
-                    f"release {manifest.release_id} was made with {manifest.feature_spec} of preprocessing "
-                    f"{manifest.preprocessing_hash}; this worker's is {extractor.preprocessing_hash}",
+                    f"release {manifest.release_id} was made with {spec} of preprocessing "
+                    f"{preprocessing_hash}; this worker's is {extractor.preprocessing_hash}",
                     release_id=manifest.release_id,
                 )
             return extractor
@@ -144,7 +167,7 @@ class Serving:
     def _load_extractor(self, feature_spec: str) -> FeatureExtractor:
         settings = self._settings
         model: DiffusionModel | None = None
-        if "denoiser" in FeatureSpec.parse(feature_spec).encoders:
+        if {"denoiser", PROMPT_GAIN} & set(FeatureSpec.parse(feature_spec).encoders):
             model = DiffusionModel.load(settings.model_directory, settings.device)
         try:
             extractor = load_extractor(feature_spec, device=settings.device, model=model)

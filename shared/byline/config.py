@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     gate_map_at: int = Field(100, ge=1)
     gate_regression_tolerance: float = Field(0.01, ge=0, le=1)
     gate_confidence: float = Field(0.95, gt=0, lt=1)
+    #: At most so far off are probabilities on average, and so many null queries attributed (1: never refuse for it).
+    gate_calibration_error: float = Field(0.05, ge=0, le=1)
+    gate_false_attribution: float = Field(0.05, ge=0, le=1)
 
     # Operation.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -18,8 +18,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,9 +38,8 @@ from byline.evaluation.bench_rows import RowFile
 from byline.evaluation.head_report import report_head
 from byline.evaluation.published_head import PublishedSettings
 from byline.evaluation.result_file import git_commit, machine, write_result
-from byline.ranker.fit import FitConfig
-from byline.ranker.head import feature_blocks
-from byline.rankings.label_files import FileLabels, read_label_files
+from byline.evaluation.study_student import StudentSettings, student_digest
+from byline.rankings.label_files import read_label_files
 from byline.rankings.labelled import LEARN
 
 log = logging.getLogger("bench-head")
@@ -61,42 +60,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("machine %s; %d training queries, %d pairs; %d validation and %d held-out queries", machine(),
              pairs.queries, int(pairs.scored().sum()), sets.validation.queries, sets.held_out.queries)
     recipe = PublishedSettings(passes=a.passes, batch=a.batch, look_every=a.look_every, width=a.width)
-    fit = FitConfig(loss=a.loss, evaluate_at=a.evaluate_at, max_steps=a.steps,
-                    evaluate_every=max(1, min(10, a.steps // 4)))
-    settings = {"pairs": a.pairs, "published": asdict(recipe), "ours": asdict(fit), "hidden": a.hidden,
-                "out_dim": a.out_dim, "features": labels.feature_spec, "preprocessing": labels.preprocessing_hash,
-                "threads": a.threads, "cutoffs": cutoffs, "seed": a.seed, "labels": _digest(a.labels)}  # fmt: skip
-    trainers = make_trainers(labels, fit, tuple(a.hidden), a.out_dim, recipe, a.evaluate_at)
-    # Steps are kept by what they depend on: more seeds or another trainer go on where the last run was.
-    folder = a.out / f"head-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+    student = StudentSettings(loss=a.loss, hidden=tuple(a.hidden), out_dim=a.out_dim, evaluate_at=a.evaluate_at,
+                              max_steps=a.steps)
+    signed = replace(recipe, slope=-1.0, constrained=True)
+    common = {"pairs": a.pairs, "features": labels.feature_spec, "preprocessing": labels.preprocessing_hash,
+              "threads": a.threads, "cutoffs": cutoffs, "evaluate_at": a.evaluate_at, "seed": a.seed,
+              "labels": _digest((a.labels / "labels.json").read_bytes())}  # fmt: skip
+    trainers: dict[str, Trainer] = {
+        OURS: our_trainer(labels.blocks, student), PUBLISHED: published_trainer(recipe, a.evaluate_at),
+        SIGNED: published_trainer(signed, a.evaluate_at),
+    }  # fmt: skip
+    # A run is kept by what it depends on: another student of ours does not make the published recipe run again.
+    keys = {OURS: _key({**student.facts(), "code": student_digest()}), PUBLISHED: _key(asdict(recipe)),
+            SIGNED: _key(asdict(signed))}  # fmt: skip
+    folder = a.out / f"head-{_key(common)}"
     if a.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     kept = RowFile(folder)
     rows, precisions = run_trainers({name: trainers[name] for name in trainers if a.signed or name != SIGNED}, sets,
-                                    range(a.seed, a.seed + a.seeds), cutoffs, kept, _Shown())
+                                    range(a.seed, a.seed + a.seeds), cutoffs, kept, _Shown(), keys)
     other = labels.labelled("test", LEARN, max(cutoffs)).tau if labels.disjoint("test") else None
     # The rows of the head itself are not used: any scores do, and these are at hand without training again.
     reports = {cutoff: report_head(sets.held_out.tau, sets.held_out, train, list(labels.blocks), cutoff=cutoff,
                                    other_half=other, seed=a.seed) for cutoff in cutoffs}  # fmt: skip
     result = figures(rows, precisions, reports, ours=OURS, published=PUBLISHED, main_cutoff=a.evaluate_at, seed=a.seed)
     path = a.out / "head.json"
+    settings = common | {"ours": student.facts(), "published": asdict(recipe)}
     write_result(path, {**result, "settings": settings}, command=_command(argv), seconds=kept.seconds,
                  commit=git_commit(repository_root()), seed=a.seed)
     drawn = draw(result, path.with_suffix(".png"))
     log.info("time ratio %.1f, mAP(%d) ours %.3f, published %.3f", result["time_ratio"], a.evaluate_at,
              result["map"]["ours"], result["map"]["published"])
     log.info("wrote %s%s", path, "" if drawn else "; no figure, as matplotlib is not installed")
-
-
-def make_trainers(labels: FileLabels, fit: FitConfig, hidden: tuple[int, ...], out_dim: int, recipe: PublishedSettings,
-                  evaluate_at: int) -> dict[str, Trainer]:
-    """Ours, the published recipe, and the same with its sign kept; ours first, as it is done first."""
-    names, dims = zip(*labels.blocks, strict=True)
-    signed = PublishedSettings(**{**asdict(recipe), "slope": -1.0, "constrained": True})
-    return {
-        OURS: our_trainer(feature_blocks(names, dims), fit, hidden, out_dim),
-        PUBLISHED: published_trainer(recipe, evaluate_at), SIGNED: published_trainer(signed, evaluate_at),
-    }  # fmt: skip
 
 
 class _Shown:
@@ -111,8 +106,12 @@ class _Shown:
             log.info("%s: %d of %d", what, done, total)
 
 
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "labels.json").read_bytes()).hexdigest()[:16]
+def _key(facts: Mapping[str, object]) -> str:
+    return _digest(json.dumps(facts, sort_keys=True).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -127,7 +126,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=768, help="of the published tower")
     parser.add_argument("--look-every", type=int, default=10, help="its steps between two points of the curve")
     parser.add_argument("--loss", default="listwise")
-    parser.add_argument("--steps", type=int, default=200, help="of ours, at most")
+    parser.add_argument("--steps", type=int, default=StudentSettings.max_steps, help="of ours, at most")
     parser.add_argument("--hidden", type=int, nargs="+", default=[512, 512])
     parser.add_argument("--out-dim", type=int, default=512)
     parser.add_argument("--evaluate-at", type=int, default=100, help="L of the validation mAP and of the headline")

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -30,9 +30,6 @@ from byline.evaluation.head_slices import Slice, creator_of_top, distance_thirds
 from byline.evaluation.result_file import git_commit, write_result
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
-
-if TYPE_CHECKING:
-    from byline.ranker.head import Head
 
 FITTED = "fitted here"
 
@@ -127,8 +124,9 @@ def evaluate(engine: Engine | None, settings: Settings, labels: Path | None, fir
     console = Console()
     for table in _tables(rows, first.name, split, judged.held_out.queries):
         console.print(table)
+    console.print(_gains(report))
     if second is not None:
-        console.print(_gains(rows[1], first.name))
+        console.print(_gains_over(rows[1], first.name))
     console.print(_slice_table(parts, cutoff))
     return {
         **report.to_json(), "release_id": first.manifest.release_id if first.manifest else None, "head": first.name,
@@ -141,7 +139,9 @@ def head_scores(named: NamedHead, judged: JudgedLabels, cutoff: int, seed: int) 
     """Scores [q, n] of the held-out queries. FeatureMismatch if the head takes other features than ``judged`` has."""
     from byline.ranker.head import load_head
 
-    one = load_head(named.path) if named.path is not None else _fit(judged, cutoff, seed)
+    if named.path is None:
+        return _fitted_scores(judged, cutoff, seed)
+    one = load_head(named.path)
     blocks = tuple((block.name, block.dim) for block in one.config.blocks)
     if blocks != judged.blocks:
         raise FeatureMismatch(f"{named.name} takes the features {_spec(blocks)}, these are {_spec(judged.blocks)}; "
@@ -184,15 +184,13 @@ def _labels_for(named: NamedHead, first: NamedHead, engine: Engine | None, setti
     return found
 
 
-def _fit(judged: JudgedLabels, cutoff: int, seed: int) -> Head:
-    from byline.ranker.fit import FitConfig, fit_head
-    from byline.ranker.head import HeadConfig, feature_blocks
+def _fitted_scores(judged: JudgedLabels, cutoff: int, seed: int) -> FloatArray:
+    from byline.evaluation.study_student import StudentSettings, fit_student
 
     if judged.validation is None:
         raise LabelsNotUsable("a head fitted here stops by validation queries, and there are none; name one by --head")
-    names, dims = zip(*judged.blocks, strict=True)
-    config = HeadConfig(sum(dims), feature_blocks(names, dims), (512, 512), 512)
-    return fit_head(judged.train, judged.validation, config, FitConfig(evaluate_at=cutoff), seed).head
+    settings = StudentSettings(evaluate_at=cutoff)
+    return fit_student(judged.train, judged.validation, judged.blocks, settings, seed).scores(judged.held_out)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -222,7 +220,17 @@ def _tables(rows: tuple[Judged, ...], name: str, split: str, queries: int) -> li
     return out
 
 
-def _gains(other: Judged, name: str) -> Table:
+def _gains(report: HeadReport) -> Table:
+    table = Table("order", "kind", "head − this", "95 %", "p", title_justify="left",
+                  title=f"mAP({report.cutoff}), paired over queries")
+    for row in report.rows:
+        if row.head_gain is not None:
+            table.add_row(row.name, row.kind, f"{row.head_gain.mean:+.3f}",
+                          f"{row.head_gain.low:+.3f} … {row.head_gain.high:+.3f}", f"{row.head_gain.p_value:.4f}")
+    return table
+
+
+def _gains_over(other: Judged, name: str) -> Table:
     table = Table("measure", "difference", "95 %", "p", title=f"{name} − {other.name}", title_justify="left")
     for measure, gain in (other.gains or {}).items():
         table.add_row(measure, f"{gain.mean:+.3f}", f"{gain.low:+.3f} … {gain.high:+.3f}", f"{gain.p_value:.4f}")

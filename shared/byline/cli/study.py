@@ -53,9 +53,9 @@ def open_bench(settings: Settings, size: str, seeds: int, seed: int, threads: in
     """Data, model and sizes. InvalidRequest for an unknown size."""
     import torch
 
+    from byline.cli.study_files import load_data
     from byline.diffusion.model import DiffusionModel
     from byline.evaluation.study_bench import SIZES, Bench
-    from byline.evaluation.study_data import load_data
 
     if size not in SIZES:
         raise InvalidRequest("--size", f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
@@ -63,7 +63,7 @@ def open_bench(settings: Settings, size: str, seeds: int, seed: int, threads: in
     chosen = replace(SIZES[size], seeds=seeds or SIZES[size].seeds)
     report = _Reporter()
     model = DiffusionModel.load(settings.model_directory, settings.device)
-    data = load_data(settings, model, chosen.encoders, work, report, items=chosen.items, queries=chosen.queries)
+    data = load_data(settings, model, chosen.encoders, report, items=chosen.items, queries=chosen.queries)
     return Bench(data, model, chosen, work, report, seed)
 
 

@@ -21,8 +21,8 @@ from byline.evaluation.bench_rows import RowFile, Step
 from byline.evaluation.map import mean_average_precision
 from byline.evaluation.published_head import Look, PublishedSettings, fit_published
 from byline.evaluation.stopwatch import Spent, Stopwatch
-from byline.ranker.fit import FitConfig, fit_head
-from byline.ranker.head import FeatureBlock, HeadConfig
+from byline.evaluation.study_student import StudentSettings, fit_student
+from byline.ranker.fit import FitConfig
 from byline.ranker.labelled_set import LabelledSet
 
 FloatArray = npt.NDArray[np.float32]
@@ -66,8 +66,8 @@ def published_trainer(settings: PublishedSettings, evaluate_at: int) -> Trainer:
     return run
 
 
-def our_trainer(blocks: Sequence[FeatureBlock], fit: FitConfig, hidden: tuple[int, ...], out_dim: int) -> Trainer:
-    """``fit_head`` as a trainer; its looks are the evaluations it stops by, and their cost counts."""
+def our_trainer(blocks: Sequence[tuple[str, int]], settings: StudentSettings) -> Trainer:
+    """The student of the studies as a trainer; its looks are the evaluations it stops by, and their cost counts."""
     def run(train: LabelledSet, validation: LabelledSet, seed: int, progress: Progress) -> Trained:
         watch = Stopwatch()
         at: dict[int, Spent] = {}
@@ -78,16 +78,16 @@ def our_trainer(blocks: Sequence[FeatureBlock], fit: FitConfig, hidden: tuple[in
             with watch.paused():
                 progress(done, total)
 
-        config = HeadConfig(train.in_dim, tuple(blocks), hidden, out_dim)
-        report = fit_head(train, validation, config, fit, seed, note)
+        student = fit_student(train, validation, blocks, settings, seed, note)
         spent = watch.read()
-        per_step = min(fit.queries_per_step, train.queries) * min(fit.items_per_step, train.items)
+        batch = FitConfig()
+        per_step = min(batch.queries_per_step, train.queries) * min(batch.items_per_step, train.items)
+        history = student.report.history
         first = at.get(1, spent)
         looks = tuple(Look(at.get(point.step, first), point.step * per_step, point.validation_map)
-                      for point in report.history)
-        return Trained(lambda labelled: report.head.scores(labelled.query_features, labelled.item_features), looks,
-                       report.history[-1].step * per_step, spent,
-                       {"slope": report.slope, "best_step": float(report.best_step)})
+                      for point in history)
+        facts = {name: value for name, value in student.facts().items() if name != "fit_seconds"}
+        return Trained(student.scores, looks, history[-1].step * per_step, spent, facts)
 
     return run
 
@@ -136,8 +136,12 @@ def measure_trainer(name: str, trainer: Trainer, sets: BenchSets, seed: int, cut
 
 def run_trainers(trainers: Mapping[str, Trainer], sets: BenchSets, seeds: Sequence[int], cutoffs: Sequence[int],
                  kept: RowFile, progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+                 keys: Mapping[str, str] | None = None
                  ) -> tuple[list[dict[str, Any]], dict[str, dict[int, npt.NDArray[np.float64]]]]:
-    """All runs, each kept in ``kept`` once it is done: rows, and per trainer and L the AP [q] averaged over seeds."""
+    """All runs, each kept in ``kept`` once it is done: rows, and per trainer and L the AP [q] averaged over seeds.
+
+    ``keys[name]`` says what a trainer's runs depend on: with another key they are made anew, and the others kept.
+    """
     rows: list[dict[str, Any]] = []
     precisions: dict[str, dict[int, npt.NDArray[np.float64]]] = {}
     for name, trainer in trainers.items():
@@ -147,7 +151,7 @@ def run_trainers(trainers: Mapping[str, Trainer], sets: BenchSets, seeds: Sequen
                 return measure_trainer(name, trainer, sets, seed, cutoffs,
                                        lambda done, total: progress(f"{name}, seed {seed}", done, total))
 
-            row, arrays = kept.once(f"{name}-{seed}", work)
+            row, arrays = kept.once("-".join(part for part in (name, (keys or {}).get(name), str(seed)) if part), work)
             rows += row
             for cutoff in cutoffs:
                 found[cutoff].append(arrays[f"ap_{cutoff}"])

@@ -7,10 +7,12 @@ items says nothing about 100,000. What is real here and what is grown, precisely
 by Fashion-MNIST's 70,000 (if its folder is given). View 0 is the image itself, later ones are drawn with a seed:
 mirrored or not, turned by up to 20 degrees, cropped to 70-100 %, moved, brighter or darker. Every row went through
 EfficientNet-Lite0 (at 64 px instead of 224: 12 times less work), is reduced by PCA to ``dim`` and has unit norm.
-Queries are further views of images in the index, so no query is a row.
+Queries are further views of images in the index, so no query is a row. Rows beyond the ``real`` first ones, which a
+million needs, are grown from those: x_a + 0.3 (x_b - x_c) of three random ones, of unit norm again. They keep the
+directions of the variance, not its finer grain: a size that has them says so.
 
-``sketch``: the corpus's own 2,509 item sketches come first; row r beyond them is s_a + (s_b - s_c) / 2 of three random
-ones, a perturbation that keeps the directions and the spread of norms. Grown, not real, beyond 2,509. Inner product.
+``sketch``: the corpus's own 2,509 item sketches come first; the rows beyond them are grown in the same way, without
+the norm, and so are the queries. Inner product.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ SIDE = 64
 SHARD = 4096
 #: Views of this number and above are queries; rows never get there.
 _QUERY_VIEW = 1_000_000
+#: Share of the difference of two random rows in a grown one.
+_SPREAD = 0.3
 _MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
 _STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
@@ -157,37 +161,46 @@ class ImageFeatures:
         return np.asarray(torch.cat(pooled).numpy(), dtype=np.float16)
 
 
-def cosine_rows(features: ImageFeatures, images: int, count: int, queries: int, dim: int, seed: int,
+def cosine_rows(features: ImageFeatures, images: int, count: int, queries: int, dim: int, seed: int, real: int,
                 progress: Progress = lambda done, total: None) -> Rows:
     """``count`` unit vectors [count, dim] and ``queries`` more; see the module for what they are."""
-    kept = features.rows(count, progress)
-    fitted = torch.from_numpy(kept[: min(count, 20_000)].astype(np.float32))
+    kept = features.rows(min(count, real), progress)
+    fitted = torch.from_numpy(kept[:20_000].astype(np.float32))
     mean = fitted.mean(0)
     covariance = (fitted - mean).T @ (fitted - mean)  # [1280, 1280]
     basis = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : min(dim, kept.shape[1])]
     asked = features.queries(np.random.default_rng(seed).integers(0, min(images, count), queries))
-    views = -(-count // images)
+    rows = _projected(kept, mean, basis)
+    more = max(0, count - real)
     return Rows(
-        "cosine", _projected(kept, mean, basis), _projected(asked, mean, basis),
-        f"EfficientNet-Lite0 at {SIDE} px of {min(images, count)} images in up to {views} view(s) each, PCA to "
-        f"{basis.shape[1]}, unit norm; queries are further views",
+        "cosine", grown(rows, more, seed, unit=True), _projected(asked, mean, basis),
+        f"EfficientNet-Lite0 at {SIDE} px of {min(images, len(kept))} images in up to {-(-len(kept) // images)} views, "
+        f"{len(kept)} rows, and {more} grown from them; PCA to {basis.shape[1]}, unit norm; queries: other views",
     )  # fmt: skip
 
 
 def sketch_rows(directory: Path, model_revision: str, count: int, queries: int, seed: int) -> Rows:
-    """``count`` sketches and ``queries`` more; the corpus's own first, perturbed ones after them (see the module)."""
+    """``count`` sketches and ``queries`` more; the corpus's own first, grown ones after them (see the module)."""
     own = SketchSet.load(directory, model_revision).sketches.astype(np.float32)
-    rng = np.random.default_rng(seed)
-
-    def grown(number: int) -> Floats:
-        a, b, c = rng.integers(0, len(own), (3, number))
-        return np.asarray(own[a] + (own[b] - own[c]) / 2, dtype=np.float32)
-
-    rows = np.concatenate([own[:count], grown(max(0, count - len(own)))])
+    more = max(0, count - len(own))
     return Rows(
-        "sketch", rows, grown(queries),
-        f"{min(count, len(own))} sketches of the corpus and {max(0, count - len(own))} perturbed ones; so are queries",
+        "sketch", grown(own[:count], more, seed, unit=False), grown(own, queries, seed + 1, unit=False)[len(own) :],
+        f"{min(count, len(own))} sketches of the corpus and {more} grown from them; the queries are grown as well",
     )  # fmt: skip
+
+
+def grown(rows: Floats, more: int, seed: int, unit: bool) -> Floats:
+    """``rows`` [n, d] and ``more`` after them: x_a + ``_SPREAD`` (x_b - x_c), with ``unit`` of norm 1."""
+    rng = np.random.default_rng(seed)
+    out = np.empty((len(rows) + more, rows.shape[1]), dtype=np.float32)
+    out[: len(rows)] = rows
+    for start in range(len(rows), len(out), 65_536):
+        block = out[start : start + 65_536]
+        a, b, c = rng.integers(0, len(rows), (3, len(block)))
+        block[:] = rows[a] + np.float32(_SPREAD) * (rows[b] - rows[c])
+        if unit:
+            block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return out
 
 
 def _projected(features: npt.NDArray[np.float16], mean: torch.Tensor, basis: torch.Tensor) -> Floats:

@@ -7,9 +7,10 @@ comparable, and isotonic regression (Zadrozny & Elkan, KDD 2002), which keeps th
 The interval is split conformal with *queries* as the exchangeable units, not pairs (items of one query are anything
 but independent): within a range of margins, a query's share of items that are truly among the teacher's first L is
 one number, and a new query's share is as near to the mean share as an order statistic of the held-out queries'
-distances says, with the stated probability, whatever the distribution (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005, §2;
-groups as units: Dunn, Wasserman & Ramdas, JASA 2022). Two things bend the guarantee: the ranges come from the same
-queries, and the head was stopped early on them; so its coverage is measured on test queries in every release.
+distances says, with the stated probability, whatever the distribution (Vovk, Gammerman & Shafer, "Algorithmic Learning
+in a Random World", 2005, §2; groups as units: Dunn, Wasserman & Ramdas, JASA 2022). Two things bend the guarantee: the
+ranges come from the same queries, and the head was stopped early on them; so its coverage is measured on test queries
+in every release.
 """
 
 from __future__ import annotations

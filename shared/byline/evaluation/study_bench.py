@@ -23,10 +23,9 @@ from byline.evaluation.bootstrap import PairedDifference, paired_bootstrap
 from byline.evaluation.kept_rows import KeptRows
 from byline.evaluation.map import mean_average_precision
 from byline.evaluation.recall import recall_at
-from byline.evaluation.study_data import Progress, StudyData
+from byline.evaluation.study_data import JUDGE, LEARN, Progress, StudyData
 from byline.evaluation.study_student import Student, StudentSettings, fit_student, student_digest
 from byline.ranker.labelled_set import LabelledSet
-from byline.rankings.labelled import JUDGE, LEARN
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -21,9 +21,9 @@ from byline.evaluation.baselines import (
 from byline.evaluation.head_report import TEXT_FEATURES
 from byline.evaluation.map import mean_average_precision
 from byline.evaluation.study_bench import Bench, Cell, Fit
+from byline.evaluation.study_data import JUDGE, LEARN
 from byline.evaluation.study_report import bars, gain, number, sentence, table
 from byline.ranker.labelled_set import LabelledSet
-from byline.rankings.labelled import JUDGE, LEARN
 
 NAME = "features"
 TITLE = "Features: image, text and the generator's own, untuned and tuned"

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from byline.evaluation.study_bench import Bench, Fit
+from byline.evaluation.study_data import LEARN
 from byline.evaluation.study_features import baselines, maps
 from byline.evaluation.study_report import bars, gain, number, sentence, table
 from byline.evaluation.study_student import fit_student
 from byline.evaluation.study_timing import interleaved
 from byline.index import build_index
 from byline.ranker.losses import LOSSES
-from byline.rankings.labelled import LEARN
 
 NAME = "losses"
 TITLE = "Losses: the same head under every loss, and the cost of serving it"

@@ -16,10 +16,10 @@ import numpy as np
 from byline.evaluation.agreement import Figure
 from byline.evaluation.recall import recall_at
 from byline.evaluation.study_bench import Bench, Fit, choose
+from byline.evaluation.study_data import JUDGE
 from byline.evaluation.study_features import baselines, maps
 from byline.evaluation.study_report import curves, gain, number, sentence, table
 from byline.ranker.labelled_set import influence_ranks
-from byline.rankings.labelled import JUDGE
 
 NAME = "pruning"
 TITLE = "Pruning: the teacher's top inside the K nearest, and heads trained on K candidates"

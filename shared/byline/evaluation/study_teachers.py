@@ -20,11 +20,11 @@ from byline.evaluation.agreement import Figure, overlap, spearman
 from byline.evaluation.baselines import global_mean_rank_scores, prompt_neighbour_scores
 from byline.evaluation.head_report import TEXT_FEATURES
 from byline.evaluation.study_bench import Bench, Cell, cell_of
+from byline.evaluation.study_data import JUDGE, LEARN
 from byline.evaluation.study_report import matrices, number, table
 from byline.evaluation.study_student import fit_student
 from byline.evaluation.study_teacher_labels import LabelMaker, LabelSettings
 from byline.ranker.labelled_set import LabelledSet
-from byline.rankings.labelled import JUDGE, LEARN
 
 NAME = "teachers"
 TITLE = "Teachers: agreement, heads taught by each and judged by each, and retraining"

@@ -9,7 +9,7 @@ the same vectors give the same choice on a busy machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,27 +87,31 @@ def choose_index(
     asked = np.asarray(pool[np.sort(rng.permutation(len(pool))[:samples])], dtype=np.float32)
     judge = _Judge(asked, min(RECALL_AT, len(vectors)), target)
     tried: list[Trial] = []
-    best: tuple[Trial, RefinedIndex] | None = None
-    for name in _candidates(factory, len(vectors), vectors.shape[1], tried):
+    best: RefinedIndex | None = None
+    for name in candidates(factory, len(vectors), vectors.shape[1], tried):
         progress(name)
         index = build_index(ids, vectors, name)
         if not isinstance(index, RefinedIndex):
             raise ValueError(f"{name} is not a tier whose recall can be measured")
         trial = judge.measured(index)
         tried.append(trial)
-        forced = factory != AUTO
-        if forced or (trial.accepted and (best is None or trial.work_ms < best[0].work_ms)):
-            best = (trial, index)
+        if factory != AUTO or least_work(tried) is trial:
+            best = index
     if best is None:
         exact = _flat(FlatIndex.build(ids, vectors), False, size, target)
         reason = f"no approximate tier reached recall@{RECALL_AT} of {target:g}"
         return IndexChoice(**{**vars(exact), "reason": reason, "tried": tuple(tried)})
-    chosen, index = best
+    chosen = tried[-1] if factory != AUTO else least_work(tried) or tried[-1]
     reason = "asked for" if factory != AUTO else f"least work for a query of those with recall of at least {target:g}"
     return IndexChoice(
-        index, chosen.factory, factory != AUTO, reason, target, judge.k, chosen.recall, len(judge.confirming),
+        best, chosen.factory, factory != AUTO, reason, target, judge.k, chosen.recall, len(judge.confirming),
         chosen.bytes_per_item, chosen.effort, tuple(tried),
     )  # fmt: skip
+
+
+def least_work(tried: Sequence[Trial]) -> Trial | None:
+    """The trial that is chosen: of those that reached the target the one with the least work, the first of equals."""
+    return min((trial for trial in tried if trial.accepted), key=lambda trial: trial.work_ms, default=None)
 
 
 def work_ms(index: RefinedIndex) -> float:
@@ -203,15 +207,15 @@ class _Judge:
         )  # fmt: skip
 
 
-def _candidates(factory: str, items: int, dim: int, tried: list[Trial]) -> Iterator[str]:
+def candidates(factory: str, items: int, dim: int, tried: list[Trial]) -> Iterator[str]:
     """Factories to try. ``tried`` is read when the graph's turn comes."""
     if factory != AUTO:
         yield factory
         return
     lists = default_lists(items)
     yield from (f"IVF{lists},SQ8,RFlat", f"RR{dim},IVF{lists},RaBitQ,RFlat", "SQ8,RFlat")
-    best = min((trial.work_ms for trial in tried if trial.accepted), default=float("inf"))
-    if items <= _GRAPH_ITEMS and best > _GRAPH_MS:
+    best = least_work(tried)
+    if items <= _GRAPH_ITEMS and (best is None or best.work_ms > _GRAPH_MS):
         yield "HNSW32,Flat"
 
 

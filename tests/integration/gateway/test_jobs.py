@@ -175,6 +175,18 @@ def test_attribute_gives_back_the_unfinished_job_when_the_wait_ends(stub: Any, s
     assert job.state == job_wire.AttributionJob.STATE_QUEUED and time.monotonic() - begun < 5
 
 
+def test_attribute_flushes_a_job_before_it_gives_it_back_unfinished(
+    stub: Any, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    original = served.context.jobs.flush
+    monkeypatch.setattr(served.context.jobs, "flush", lambda: (flushed.append(1), original()))
+    call = wire.AttributeRequest(parent=PARENT, query=request().attribution_job.query)
+    call.wait.FromMilliseconds(0)
+    assert stub.Attribute(call, timeout=10).attribution_job.state == job_wire.AttributionJob.STATE_QUEUED
+    assert flushed == [1]
+
+
 def test_a_withdrawn_item_is_in_no_stored_answer(stub: Any, served: Running, worker: AnsweringWorker) -> None:
     message = wire.AttributeRequest(
         parent=PARENT, query=request().attribution_job.query, options=job_wire.JobOptions(top_k=5)

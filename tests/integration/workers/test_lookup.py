@@ -22,6 +22,7 @@ from byline.db import make_engine, migrate
 from byline.diffusion.model import DiffusionModel
 from byline.features import FeatureExtractor, load_extractor
 from byline.jobs import Claim, Job, NewJob, Stage, State, Tier
+from byline.jobs.batch import BatchRunner
 from byline.jobs.runner import Beat, Outcome, RunOutcome
 from byline.jobs.store import JobStore
 from byline.ranker.head import Head, HeadConfig, feature_blocks
@@ -29,6 +30,7 @@ from byline.releases.builder import build_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
 from services.workers.child import WorkerChild
+from services.workers.feature_memory import FeatureMemory
 from services.workers.lookup import LookupStage
 from services.workers.serving import Serving
 from services.workers.withdrawal import WithdrawnItems
@@ -358,3 +360,92 @@ def test_a_child_that_starts_before_the_migrations_serves_after_them(
     finally:
         child.close()
         engine.dispose()
+
+
+# --- several at once, and what is remembered ---------------------------------------------------------------
+
+
+def batch_runner(world: World) -> BatchRunner:
+    """As the child has one; batches as large as they may be."""
+    runner = BatchRunner(world.bench.jobs, "w1", 30.0, time.monotonic, stop=world.bench.stop)
+    runner._mean_s = 0.0
+    return runner
+
+
+def take_all(world: World) -> int:
+    return batch_runner(world).run_waiting(Stage.LOOKUP, world.lookup, world.lookup.refused, world.serving.current_id())
+
+
+def test_an_answer_does_not_depend_on_the_batch_it_was_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit: cosines, ranks and items of each job alone and of all together."""
+    alone = []
+    for item in world.bench.items:
+        job = world.job(image_sha256=item.image_sha256, prompt=item.caption)
+        assert world.run(job) is RunOutcome.COMPLETED
+        alone.append(world.answer(job)["influences"])
+    monkeypatch.setattr(world.lookup, "_features", FeatureMemory())  # nothing remembered
+    jobs = [world.job(image_sha256=item.image_sha256, prompt=item.caption) for item in reversed(world.bench.items)]
+    assert take_all(world) == len(jobs)
+    assert [world.answer(job)["influences"] for job in reversed(jobs)] == alone
+    assert all(world.row(job).state is State.SUCCEEDED for job in jobs)
+
+
+def test_a_picture_asked_for_again_is_not_decoded_again_and_answered_alike(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.job()
+    world.run(first)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("services.workers.lookup.decode_image", never)
+    again, other = world.job(top_k=2), world.job(prompt="another prompt")
+    assert world.run(again) is RunOutcome.COMPLETED
+    assert world.answer(again)["influences"] == world.answer(first)["influences"][:2]
+    assert world.run(other) is not RunOutcome.COMPLETED
+
+
+def test_what_is_remembered_of_a_picture_serves_the_next_release_with_its_own_head(world: World) -> None:
+    before = world.job()
+    world.run(before)
+    world.publish("r2", seed=2)
+    world.registry.activate("tiny", "r2")
+    swapped_to(world, "r2")
+    remembered = world.job()
+    world.run(remembered)
+    world.lookup._features = FeatureMemory()
+    anew = world.job()
+    world.run(anew)
+    assert world.answer(remembered)["release_id"] == "r2"
+    assert world.answer(remembered)["influences"] == world.answer(anew)["influences"]
+
+
+def test_a_withdrawal_nobody_told_the_worker_of_is_in_no_answer(world: World) -> None:
+    """The set the search leaves out is remembered; the look inside the completing transaction is not."""
+    assert world.run(world.job()) is RunOutcome.COMPLETED  # the set is remembered now
+    world.bench.catalog.withdraw([3])
+    named, unaffected = world.job(), world.job(top_k=1, image_sha256=world.bench.items[0].image_sha256,
+                                               prompt=world.bench.items[0].caption)  # fmt: skip
+    assert take_all(world) == 2
+    assert world.row(unaffected).state is State.SUCCEEDED
+    assert (world.row(named).state, world.bench.jobs.results(named.id)) == (State.QUEUED, {})
+    assert world.run(named) is RunOutcome.COMPLETED  # its second attempt: by doorbell, with a fresh set
+    assert "3" not in [one["item_id"] for one in world.answer(named)["influences"]]
+
+
+def test_a_worker_takes_a_lookup_without_any_doorbell(world: World, database_url: str) -> None:
+    child = child_of(world, database_url)
+    try:
+        child.start()
+        jobs = [world.job(), world.job(), world.job()]
+        ends = time.monotonic() + 60
+        pause = threading.Event()
+        while not all(world.row(job).state is State.SUCCEEDED for job in jobs) and time.monotonic() < ends:
+            pause.wait(0.02)
+        assert [world.row(job).state for job in jobs] == [State.SUCCEEDED] * 3
+        assert all(world.row(job).dispatched_at is None for job in jobs)
+        child.handle(str(jobs[0].id), Stage.LOOKUP)  # the doorbell that comes late does nothing
+        assert len(world.bench.jobs.events(jobs[0].id)) == 3
+    finally:
+        child.close()

@@ -22,8 +22,7 @@ from byline.evaluation.bench_rows import RowFile
 from byline.evaluation.head_report import report_head
 from byline.evaluation.published_head import PublishedSettings
 from byline.evaluation.stopwatch import Spent
-from byline.ranker.fit import FitConfig
-from byline.ranker.head import FeatureBlock
+from byline.evaluation.study_student import StudentSettings
 from byline.ranker.labelled_set import LabelledSet
 
 
@@ -45,15 +44,15 @@ def sets() -> BenchSets:
 
 
 def test_a_tiny_benchmark_gives_every_figure_and_does_not_train_again(sets: BenchSets, tmp_path: Path):
-    fit = FitConfig(max_steps=40, evaluate_every=10, evaluate_at=10, items_per_step=64)
+    student = StudentSettings(max_steps=40, evaluate_at=10, hidden=(16,), out_dim=16)
     trainers = {
-        "ours": our_trainer([FeatureBlock("image", 12)], fit, (16,), 16),
+        "ours": our_trainer([("image", 12)], student),
         "published": published_trainer(PublishedSettings(width=16, batch=512, passes=2, look_every=2), 10),
     }
     rows, precisions = run_trainers(trainers, sets, (0, 1), (5, 10), RowFile(tmp_path))
     assert [(row["trainer"], row["seed"]) for row in rows] == [("ours", 0), ("ours", 1), ("published", 0),
                                                               ("published", 1)]
-    assert rows[0]["pairs"] == 40 * 40 * 64 and rows[2]["pairs"] == 2 * 40 * 120
+    assert rows[0]["pairs"] == 40 * 40 * 120 and rows[2]["pairs"] == 2 * 40 * 120
     for row in rows:
         curve = row["validation_curve"]
         assert curve[0]["pairs"] == 0 and curve[-1]["pairs"] == row["pairs"]
@@ -74,16 +73,18 @@ def test_a_tiny_benchmark_gives_every_figure_and_does_not_train_again(sets: Benc
 
     again, same = run_trainers({"ours": never, "published": never}, sets, (0, 1), (5, 10), RowFile(tmp_path))
     assert again == rows and np.array_equal(same["ours"][10], precisions["ours"][10])
+    with pytest.raises(AssertionError, match="kept already"):  # another student: its runs are made anew
+        run_trainers({"ours": never}, sets, (0,), (5, 10), RowFile(tmp_path), keys={"ours": "another"})
 
 
 def test_our_trainer_seen_from_outside_is_the_fit_itself(sets: BenchSets):
-    fit = FitConfig(max_steps=20, evaluate_every=10, evaluate_at=10, items_per_step=64)
+    student = StudentSettings(max_steps=20, evaluate_at=10, hidden=(16,), out_dim=16)
     seen: list[tuple[int, int]] = []
-    trained = our_trainer([FeatureBlock("image", 12)], fit, (16,), 16)(sets.train, sets.validation, 0,
-                                                                     lambda done, total: seen.append((done, total)))
+    trained = our_trainer([("image", 12)], student)(sets.train, sets.validation, 0,
+                                                    lambda done, total: seen.append((done, total)))
     assert seen[-1] == (20, 20) and len(seen) >= 20
     assert trained.scores(sets.held_out).shape == sets.held_out.tau.shape
-    assert [look.pairs for look in trained.looks] == [0, 10 * 40 * 64, 20 * 40 * 64]
+    assert [look.pairs for look in trained.looks] == [n * 40 * 120 for n in (0, 5, 10, 15, 20)]
     assert isinstance(trained.spent, Spent) and trained.spent.seconds >= trained.looks[-1].spent.seconds
 
 

@@ -88,3 +88,10 @@ def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> Non
     assert page.read_text() == "a\n<!-- study:x -->\nnewer\n<!-- /study:x -->\nb\n"
     with pytest.raises(InvalidRequest, match="study:y"):
         put_block(page, "y", "new")
+
+
+def test_the_noise_halves_are_those_of_the_rankings() -> None:
+    from byline.evaluation import study_data
+    from byline.rankings import labelled
+
+    assert (study_data.LEARN, study_data.JUDGE) == (labelled.LEARN, labelled.JUDGE)

@@ -1,0 +1,84 @@
+"""The studies' data from files: corpus, label snapshot, and features kept where the services keep theirs.
+
+Why it exists: a study must run on a fresh checkout without a server, and the method packages read no snapshots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from byline.config import Settings
+from byline.diffusion.model import DiffusionModel
+from byline.errors import LabelsNotUsable
+from byline.evaluation.corpus_file import read_corpus
+from byline.evaluation.study_data import FloatArray, Progress, StudyData
+from byline.features.extractor import FeatureExtractor, load_extractor
+from byline.features.store import FeatureStore, fill_store
+from byline.ranker.labelled_set import dense_tau
+from byline.rankings.features import query_key
+from byline.rankings.snapshot import SnapshotQuery, read_snapshot
+from byline.teachers.ranking import TeacherQuery
+
+
+def load_data(
+    settings: Settings, model: DiffusionModel, encoders: Sequence[str], progress: Progress, *,
+    items: int = 0, queries: int = 0,
+) -> StudyData:  # fmt: skip
+    """Corpus, label snapshot and features. The first ``items`` and ``queries`` of each split alone; 0: all.
+
+    LabelsNotUsable when a file is missing or the labels are not of this corpus.
+    """
+    corpus = read_corpus(settings.corpus_source)[: items or None]
+    header, labelled = read_snapshot(settings.labels_dir)
+    kept = _some_of_each(labelled, queries)
+    ids = np.asarray([item.item_id for item in corpus], dtype=np.int64)
+    halves = [[q.tau if q.tau_halves is None else q.tau_halves[half] for q in kept] for half in (0, 1)]
+    tau = np.stack([dense_tau(ids, [q.item_ids for q in kept], values) for values in halves])
+    if np.isnan(tau).any():
+        raise LabelsNotUsable("the studies need rankings of the whole corpus, such as the shipped snapshot's")
+    extractor = load_extractor("+".join(encoders), device=settings.device, model=model)
+    asked = [TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt) for q in kept]
+    keys = [query_key(hashlib.sha256(q.image).hexdigest(), q.prompt) for q in kept]
+    cache = settings.cache_dir
+    item_rows = _encoded(cache, extractor, header.corpus_id, "items", ids.tolist(),
+                         [(i.image, i.caption) for i in corpus], progress)
+    query_rows = _encoded(cache, extractor, header.corpus_id, "queries", keys,
+                          [(q.image, q.prompt) for q in asked], progress)
+    digest = hashlib.sha256(f"{header.teacher_id}{extractor.preprocessing_hash}{model.revision}".encode())
+    for part in (ids, tau, item_rows, query_rows):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return StudyData(
+        corpus, asked, tuple(q.split for q in kept), tuple(zip(encoders, extractor.dims, strict=True)),
+        item_rows, query_rows, tau, header.teacher_id, digest.hexdigest()[:16],
+        all(q.tau_halves is not None for q in kept),
+    )  # fmt: skip
+
+
+def _some_of_each(labelled: Sequence[SnapshotQuery], count: int) -> list[SnapshotQuery]:
+    """The first ``count`` queries of each split, in file order; all of them for 0."""
+    seen: dict[str, int] = {}
+    kept = []
+    for query in labelled:
+        seen[query.split] = seen.get(query.split, 0) + 1
+        if not count or seen[query.split] <= count:
+            kept.append(query)
+    return kept
+
+
+def _encoded(
+    cache: Path, extractor: FeatureExtractor, corpus_id: str, kind: str, keys: Sequence[int],
+    pairs: Sequence[tuple[Image.Image, str]], progress: Progress,
+) -> FloatArray:  # fmt: skip
+    """Features [n, d] from the store below ``cache`` (the one the trainer keeps), filled where rows are missing."""
+    folder = cache / "features" / corpus_id / extractor.preprocessing_hash / kind
+    store = FeatureStore(folder, extractor.spec, corpus_id)
+    pair_of = dict(zip(keys, pairs, strict=True))
+    fill_store(store, extractor, list(pair_of), pair_of.__getitem__,
+               lambda done, total: progress(f"features of {kind}", done, total))
+    return store.matrix(keys)
