@@ -19,8 +19,8 @@ from byline.config import Settings
 from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, FeatureMismatch, ModelNotUsable, NoActiveRelease
 from byline.evaluation.calibration import Calibrator
-from byline.features import FeatureExtractor, FeatureSpec, load_extractor
-from byline.features.prompt_gain import NAME as PROMPT_GAIN
+from byline.features import FeatureExtractor, FeatureSpec, load_evidence, load_extractor
+from byline.features.registry import EVIDENCE
 from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
 from byline.releases.manifest import ReleaseManifest
@@ -166,11 +166,14 @@ class Serving:
 
     def _load_extractor(self, feature_spec: str) -> FeatureExtractor:
         settings = self._settings
+        # What a calibrator asks for comes by one name, as a head's encoders by theirs.
+        is_evidence = feature_spec in EVIDENCE
+        load = load_evidence if is_evidence else load_extractor
         model: DiffusionModel | None = None
-        if {"denoiser", PROMPT_GAIN} & set(FeatureSpec.parse(feature_spec).encoders):
+        if is_evidence or "denoiser" in FeatureSpec.parse(feature_spec).encoders:
             model = DiffusionModel.load(settings.model_directory, settings.device)
         try:
-            extractor = load_extractor(feature_spec, device=settings.device, model=model)
+            extractor = load(feature_spec, device=settings.device, model=model)
             extractor.extract([Image.new("RGB", (64, 64))], ["warm up"])
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(

@@ -14,7 +14,7 @@ from PIL import Image
 from byline.errors import FeatureMismatch
 from byline.features.denoiser import DenoisingModel
 from byline.features.encoder import Encoder, Features
-from byline.features.registry import load_encoder
+from byline.features.registry import load_encoder, load_evidence_encoder
 from byline.features.spec import FeatureSpec
 
 
@@ -68,3 +68,8 @@ def load_extractor(
     where = sources or {}
     encoders = [load_encoder(name, device=device, source=where.get(name), model=model) for name in parsed.encoders]
     return FeatureExtractor(parsed, encoders)
+
+
+def load_evidence(name: str, *, device: str = "cpu", model: DenoisingModel | None = None) -> FeatureExtractor:
+    """Load the evidence of this name (``registry.EVIDENCE``); its rows are [n, 1]. Errors as of ``load_encoder``."""
+    return FeatureExtractor(FeatureSpec((name,)), [load_evidence_encoder(name, device=device, model=model)])

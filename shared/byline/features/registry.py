@@ -42,9 +42,10 @@ ENCODERS: dict[str, Loader] = {
     "efficientnet_lite0": lambda device, source, model: EfficientNetLite0.load(device),
     "minilm": lambda device, source, model: MiniLM.load(device),
     "denoiser": _denoiser,
-    PROMPT_GAIN: _prompt_gain,
     **{name: _pretrained(name) for name in FAMILIES},
 }
+#: One number about a whole query, not a place in a space: for abstention only, never compared, no part of a head.
+EVIDENCE: dict[str, Loader] = {PROMPT_GAIN: _prompt_gain}
 
 
 def load_encoder(
@@ -54,6 +55,16 @@ def load_encoder(
 
     FeatureMismatch for an unknown name, ModelNotUsable when weights are missing or not the pinned ones.
     """
-    if name not in ENCODERS:
-        raise FeatureMismatch(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}", encoder=name)
-    return ENCODERS[name](device, source, model)
+    return _load(ENCODERS, name, device, source, model)
+
+
+def load_evidence_encoder(name: str, *, device: str = "cpu", model: DenoisingModel | None = None) -> Encoder:
+    """Load one of ``EVIDENCE``; errors as of :func:`load_encoder`."""
+    return _load(EVIDENCE, name, device, None, model)
+
+
+def _load(known: dict[str, Loader], name: str, device: str, source: Path | str | None,
+          model: DenoisingModel | None) -> Encoder:
+    if name not in known:
+        raise FeatureMismatch(f"unknown encoder {name!r}; known: {', '.join(sorted(known))}", encoder=name)
+    return known[name](device, source, model)

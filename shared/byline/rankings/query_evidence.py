@@ -19,7 +19,7 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.decode import encode_png
 from byline.diffusion.model import DiffusionModel
 from byline.evaluation.null_queries import RECIPE, NullQuery, make_null_queries
-from byline.features.extractor import FeatureExtractor, load_extractor
+from byline.features.extractor import FeatureExtractor, load_evidence
 from byline.features.prompt_gain import NAME
 from byline.features.store import FeatureStore, fill_store
 from byline.rankings.features import LabelFeatures, query_key
@@ -47,7 +47,7 @@ class QueryEvidence:
     def __init__(self, extractor: FeatureExtractor, model: DiffusionModel, blobs: BlobStore, cache_dir: Path,
                  corpus_id: str, *, per_kind: int = PER_KIND, seed: int = 0) -> None:
         self._features = extractor
-        self._gain = load_extractor(NAME, model=model)
+        self._gain = load_evidence(NAME, model=model)
         self._model = model
         self._cache = cache_dir
         self._corpus_id = corpus_id
