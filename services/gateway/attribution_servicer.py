@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
-from byline.errors import BlobNotFound, InvalidRequest, WatchEnded
+from byline.errors import BlobNotFound, DatabaseUnavailable, InvalidRequest, JobNotFound, WatchEnded
 from byline.jobs.model import Job
 from byline.jobs.states import State
 from byline.telemetry import WATCH_STREAMS
@@ -157,16 +157,16 @@ class AttributionServicer(rpc.AttributionServiceServicer):
         message: job_wire.AttributionJob | None = None
         if not reading.in_lookup(job):  # the answer to a request that was made before
             message = await self._render(job)
-        with self._context.changes.answer_of(job.id) as answered:
-            while message is None and not self._draining and (left := ends - self._clock()) > 0:
-                await wait(answered, min(self._poll_s, left))
-                answered.clear()
-                job, message = await self._context.offload(
-                    reading.first_answer, self._context, project_id, job.id
-                )
-        if message is None:
-            await self._context.offload(self._context.jobs.flush)
-            message = await self._render(job)
+        try:
+            with self._context.changes.answer_of(job.id) as answered:
+                while message is None and not self._draining and (left := ends - self._clock()) > 0:
+                    await wait(answered, min(self._poll_s, left))
+                    answered.clear()
+                    message = await self._context.offload(reading.first_answer, self._context, project_id, job.id)
+            if message is None:
+                message = await self._context.offload(reading.kept, self._context, project_id, job.id)
+        except JobNotFound as error:
+            raise DatabaseUnavailable("the database stopped before the job was on its disk; ask again") from error
         return wire.AttributeResponse(attribution_job=message)
 
     async def UploadImage(self, request_iterator: AsyncIterator[wire.UploadImageRequest], context: Any) -> wire.Image:

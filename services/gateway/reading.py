@@ -30,23 +30,29 @@ def row(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> Job:
 def changed(
     context: GatewayContext, project_id: str, job_id: uuid.UUID, seen: int, *, with_answers: bool = True
 ) -> tuple[Job, wire.AttributionJob | None]:
-    """A client's job, and its message if its revision is above ``seen``. JobNotFound as ``row``."""
+    """A client's job, and its message if its revision is above ``seen`` or it has ended. JobNotFound as ``row``.
+
+    The end is told whatever was seen: a claim that Postgres forgot in a crash took its revision with it.
+    """
     with transaction(context.engine) as connection:
         job = _row(context, connection, project_id, job_id)
-        if job.revision <= seen:
+        if job.revision <= seen and not job.is_terminal:
             return job, None
         return job, _render(context, connection, [job], with_answers)[0]
 
 
-def first_answer(
-    context: GatewayContext, project_id: str, job_id: uuid.UUID
-) -> tuple[Job, wire.AttributionJob | None]:
-    """A client's job, and its message once its lookup is over."""
+def first_answer(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob | None:
+    """A client's job once its lookup is over. JobNotFound also if Postgres crashed before the job was on its disk."""
     with transaction(context.engine) as connection:
         job = _row(context, connection, project_id, job_id)
-        if in_lookup(job):
-            return job, None
-        return job, _render(context, connection, [job], True)[0]
+        return None if in_lookup(job) else _render(context, connection, [job], True)[0]
+
+
+def kept(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob:
+    """A client's job that will survive a crash: flushed first, and only then looked for. JobNotFound as above."""
+    context.jobs.flush()
+    with transaction(context.engine) as connection:
+        return _render(context, connection, [_row(context, connection, project_id, job_id)], True)[0]
 
 
 def in_lookup(job: Job) -> bool:

@@ -25,11 +25,11 @@ from byline.jobs.batch import BatchRunner
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
 from byline.telemetry import get_logger, start_metrics
+from services.workers.pump import LookupPump, Turns
 from services.workers.report import WorkerReports, WorkerState
 
 if TYPE_CHECKING:
     from services.workers.lookup import LookupStage
-    from services.workers.pump import LookupPump
     from services.workers.serving import Serving
     from services.workers.teacher_bench import TeacherBench
 
@@ -66,7 +66,7 @@ class WorkerChild:
             heartbeat_s=settings.heartbeat_seconds,
             stop=stopping,
         )
-        self._turn = threading.Lock()
+        self._turn = Turns()
         self._lookup: LookupStage | None = None
         self._pump: LookupPump | None = None
         self._listener: Listener | None = None
@@ -140,7 +140,6 @@ class WorkerChild:
     def _lookup_stages(self) -> Mapping[Stage, Work]:
         from byline.releases.registry import ReleaseRegistry
         from services.workers.lookup import LookupStage
-        from services.workers.pump import LookupPump
         from services.workers.serving import Serving
         from services.workers.withdrawal import WithdrawnItems
 

@@ -9,7 +9,9 @@ within the dispatcher's grace, and for those that were tried before. A lost noti
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from byline.errors import DatabaseUnavailable
 from byline.telemetry import get_logger
@@ -22,6 +24,38 @@ POLL_S = 0.5
 PAUSE_S = 0.5
 
 
+class Turns:
+    """A lock that is given in the order it was asked for.
+
+    A plain lock goes to whoever is awake: the pump, which asks again at once, would keep a doorbell waiting for as long
+    as there is work, until the queue's time limit ends a healthy process.
+    """
+
+    def __init__(self) -> None:
+        self._line: deque[object] = deque()
+        self._moved = threading.Condition()
+
+    def __enter__(self) -> None:
+        mine = object()
+        with self._moved:
+            self._line.append(mine)
+            try:
+                self._moved.wait_for(lambda: self._line[0] is mine)
+            except BaseException:  # a signal's exception while waiting must not leave an empty place in the line
+                self._line.remove(mine)
+                self._moved.notify_all()
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._moved:
+            self._line.popleft()
+            self._moved.notify_all()
+
+    def __len__(self) -> int:
+        """How many hold or wait for the turn."""
+        return len(self._line)
+
+
 class LookupPump:
     """A thread that calls ``step`` until it says that nothing waits, then waits to be woken.
 
@@ -31,7 +65,7 @@ class LookupPump:
     def __init__(
         self,
         step: Callable[[], int],
-        turn: threading.Lock,
+        turn: AbstractContextManager[object],
         stop: threading.Event,
         begin: Callable[[], None] = lambda: None,
     ) -> None:

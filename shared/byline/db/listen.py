@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 
 #: Channels and their payloads.
 JOBS = "byline_jobs"  # a job's id, after every change of it
-QUEUED = "byline_queued"  # a stage, when a job begins to wait for it; "STAGE again" if the job was tried before
+QUEUED = "byline_queued"  # a stage, when a job begins to wait for it; "STAGE again" if the job was tried before;
+# "STAGE taken" when a job of a slow stage waits no more
 ANSWERED = "byline_answered"  # a job's id, when its lookup is over, whatever came of it
 RELEASES = "byline_releases"  # a model's id, after every activation
 WITHDRAWALS = "byline_withdrawals"  # a corpus' id, after every withdrawal

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from byline import telemetry
 from byline.errors import DatabaseUnavailable, LeaseLost
 from byline.jobs.model import Claim
-from byline.jobs.runner import Beat, Outcome, RunOutcome, StageRunner, Work
+from byline.jobs.runner import GIVE_UP_S, Beat, Outcome, RunOutcome, StageRunner, Work
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 
@@ -28,6 +28,8 @@ log = telemetry.get_logger(__name__)
 #: A claim takes as many jobs as this much work, by the cost of the last ones: whoever is first waits for the last.
 BUDGET_S = 0.02
 MOST = 16
+#: A batch is kept alive for so long (seconds): a database that is away is waited for, a job that hangs is not.
+LONGEST_S = 2 * GIVE_UP_S
 
 #: Asked inside the completing transaction, of all outcomes: the jobs whose outcome must not be written any more.
 Refuse = Callable[[Connection, Sequence[tuple[Claim, Outcome]]], Collection[uuid.UUID]]
@@ -98,7 +100,7 @@ class BatchRunner(StageRunner):
         """Complete together; what is left over, or all if that fails, one by one."""
         done = [(one.claim, one.found) for one in batch if one.found is not None]
         written: Collection[uuid.UUID] = ()
-        if len(done) > 1:
+        if done:
             try:
                 written = self._persistently(lambda: self._store.complete_last(
                     [(claim, found.result) for claim, found in done], lambda connection: refuse(connection, done)
@@ -123,8 +125,13 @@ class BatchRunner(StageRunner):
                     one.ended = self._lease_lost()
 
     def _beat_all(self, batch: Sequence[_Worked], ended: threading.Event) -> None:
-        """Extend every lease each ``heartbeat_s``; most batches are over before the first time."""
-        while not ended.wait(self._heartbeat_s):
+        """Extend every lease each ``heartbeat_s``; most batches are over before the first time.
+
+        Not for longer than ``LONGEST_S``: no message's time limit ends a batch that hangs. Its leases then run out, the
+        jobs are given to others, and a doorbell that comes to this worker and waits in vain ends the process.
+        """
+        ends = self._clock() + LONGEST_S
+        while not ended.wait(self._heartbeat_s) and self._clock() < ends:
             for one in batch:
                 if one.ended is not None or one.beat.lost is not None:
                     continue

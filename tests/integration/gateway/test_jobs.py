@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
+from services.gateway import reading
 
 from .conftest import ITEMS, MODEL, AnsweringWorker, Running, manifest, png
 
@@ -185,6 +186,29 @@ def test_attribute_flushes_a_job_before_it_gives_it_back_unfinished(
     call.wait.FromMilliseconds(0)
     assert stub.Attribute(call, timeout=10).attribution_job.state == job_wire.AttributionJob.STATE_QUEUED
     assert flushed == [1]
+
+
+@pytest.mark.parametrize("when", ["before it is flushed", "while it waits"])
+def test_attribute_gives_back_no_job_that_a_crash_of_postgres_forgot(
+    when: str, stub: Any, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's own commit is not waited for on disk, so a crash may take it away."""
+
+    def crash() -> None:
+        with served.context.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM jobs")
+
+    call = wire.AttributeRequest(parent=PARENT, query=request().attribution_job.query)
+    if when == "before it is flushed":
+        monkeypatch.setattr(served.context.jobs, "flush", crash)
+        call.wait.FromMilliseconds(0)
+    else:
+        first_answer = reading.first_answer
+        monkeypatch.setattr(reading, "first_answer", lambda *asked: (crash(), first_answer(*asked))[1])
+        call.wait.FromSeconds(5)
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Attribute(call, timeout=10)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_withdrawn_item_is_in_no_stored_answer(stub: Any, served: Running, worker: AnsweringWorker) -> None:

@@ -69,6 +69,25 @@ def test_watching_a_finished_job_sends_it_once_and_ends(stub: Any) -> None:
     assert only.attribution_job.state == State.STATE_CANCELLED
 
 
+def test_a_watcher_hears_of_the_end_although_a_crash_of_postgres_took_a_revision_back(
+    stub: Any, served: Running
+) -> None:
+    job, job_id = create(stub)
+    stream = stub.WatchAttributionJob(wire.WatchAttributionJobRequest(name=job.name), timeout=10)
+    next(stream)
+    assert served.store.claim(job_id, Stage.LOOKUP, "w", 30.0, "r1") is not None
+    assert next(stream).attribution_job.state == State.STATE_RUNNING
+    with served.context.engine.begin() as connection:  # what a crash leaves of a claim that was not flushed: nothing
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(
+            "UPDATE jobs SET state = 'QUEUED', revision = 1, fence = 0, attempt = 0, lease_owner = NULL,"
+            " lease_until = NULL, release_id = NULL, start_time = NULL"
+        )
+    served.store.cancel("acme", job_id)
+    *_, last = stream
+    assert last.attribution_job.state == State.STATE_CANCELLED
+
+
 def test_many_watchers_of_one_job_share_one_listening_connection(stub: Any, served: Running) -> None:
     job, _ = create(stub)
     streams = [stub.WatchAttributionJob(wire.WatchAttributionJobRequest(name=job.name), timeout=20) for _ in range(20)]

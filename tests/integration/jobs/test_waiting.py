@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
+from byline.db.listen import ANSWERED, QUEUED, Listener
 from byline.errors import InvalidRequest, ItemWithdrawn, LeaseLost
-from byline.jobs import Stage, State, Tier, waiting
+from byline.jobs import Stage, State, Tier, batch, waiting
 from byline.jobs.batch import BatchRunner
 from byline.jobs.runner import Outcome
 
@@ -275,3 +276,55 @@ def test_leases_of_a_long_batch_are_kept_and_a_cancelled_job_is_noticed(store, n
 
     runner.run_waiting(Stage.LOOKUP, work, refuse_none)
     assert [store.find(job.id).state for job in jobs] == [State.SUCCEEDED, State.CANCELLED]
+
+
+def test_a_batch_that_hangs_is_not_kept_alive_for_ever(store, new_job):
+    """Its leases run out, so its jobs go to others."""
+    now, beaten = [0.0], threading.Event()
+    runner = BatchRunner(store, "w", 30.0, lambda: now[0], heartbeat_s=0.01, stop=threading.Event())
+    create(store, new_job, 1)
+    beat = store.heartbeat
+    store.heartbeat = lambda *asked: (beat(*asked), beaten.set())[0]
+
+    def hearts():
+        return [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+
+    def work(claim, beat):
+        assert beaten.wait(20)  # it is kept at first
+        now[0] = batch.LONGEST_S + 1
+        for heart in hearts():
+            heart.join(20)
+        assert not hearts()
+        return Outcome(RESULT)
+
+    assert runner.run_waiting(Stage.LOOKUP, work, refuse_none) == 1
+    assert store.find(store.list("p", [], 10, None)[0].id).state is State.SUCCEEDED
+
+
+# --- what is announced -------------------------------------------------------------------------------------
+
+
+def test_waiting_work_room_for_a_doorbell_and_first_answers_are_announced(store, new_job, jobs_database_url):
+    heard, stop, connected, told = [], threading.Event(), threading.Event(), threading.Event()
+
+    def on_event(channel, payload):
+        heard.append((channel, payload))
+        if len(heard) == 6:
+            told.set()
+
+    listener = Listener(jobs_database_url, [QUEUED, ANSWERED], stop, on_event, connected.set)
+    listener.start()
+    try:
+        assert connected.wait(10)
+        (job,) = create(store, new_job, 1, tier=Tier.VERIFIED)
+        (claim,) = take(store)
+        store.complete(claim, RESULT)
+        store.fail(store.claim(job.id, Stage.VERIFY, "w", 30), ItemWithdrawn("x"), retry=True)
+        store.cancel("p", job.id)
+        assert told.wait(10)
+    finally:
+        stop.set()
+        listener.join()
+    queued = [payload for channel, payload in heard if channel == QUEUED]
+    assert queued == ["lookup", "verify", "verify taken", "verify again", "verify taken"]
+    assert [payload for channel, payload in heard if channel == ANSWERED] == [str(job.id)]

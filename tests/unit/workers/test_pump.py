@@ -8,7 +8,7 @@ import pytest
 
 from byline.errors import DatabaseUnavailable
 from services.workers import pump as module
-from services.workers.pump import LookupPump
+from services.workers.pump import LookupPump, Turns
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +76,45 @@ def test_it_wakes_at_once_and_waits_for_its_turn() -> None:
     stop.set()
     pump.join(10)
     assert all(steps)
+
+
+def standing_in(turns: Turns, count: int) -> None:
+    for _ in range(2000):
+        if len(turns) == count:
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError(f"{len(turns)} in line instead of {count}")
+
+
+def test_turns_are_given_in_the_order_they_were_asked_for() -> None:
+    """A plain lock would be taken by the thread that is awake: a doorbell could wait for as long as there is work."""
+    turns, order = Turns(), []
+
+    def bell() -> None:
+        with turns:
+            order.append("bell")
+
+    thread = threading.Thread(target=bell)
+    with turns:
+        thread.start()
+        standing_in(turns, 2)
+    with turns:  # asked for again at once, as the pump does
+        order.append("pump")
+    thread.join(10)
+    assert order == ["bell", "pump"] and len(turns) == 0
+
+
+def test_who_is_interrupted_while_waiting_leaves_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with turns:
+        with monkeypatch.context() as patch:
+            patch.setattr(turns._moved, "wait_for", interrupted)
+            with pytest.raises(KeyboardInterrupt), turns:
+                raise AssertionError("it is not its turn")
+        assert len(turns) == 1
+    with turns:
+        assert len(turns) == 1
