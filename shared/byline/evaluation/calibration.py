@@ -36,13 +36,26 @@ class Probability(NamedTuple):
     coverage: float | None
 
 
+def scale_free_margins(scores: DoubleArray, first: DoubleArray) -> DoubleArray:
+    """[..., n]: scores over that of the item at rank r, in units of the mean excess of the query's first r items.
+
+    ``scores`` [..., n]; ``first`` [..., r] are the query's r highest, in any order. Neither a level nor a positive
+    factor of a query's scores, or of a head's, changes a margin: an inner product means something only beside the
+    others of its query. The item at rank r has margin 0, the first r have 1 on average; all 0 if these are all equal.
+    """
+    reference = first.min(-1, keepdims=True)
+    spread = first.mean(-1, keepdims=True) - reference
+    # Relative to the level, for the mean of equal scores is not always the score itself.
+    some = spread > 1e-12 * np.maximum(np.abs(reference), np.abs(first).max(-1, keepdims=True))
+    return np.asarray(np.where(some, (scores - reference) / np.where(some, spread, 1.0), 0.0))
+
+
 @dataclass(frozen=True)
 class Curve:
     """Monotone knots from margin to probability, and an interval per range of margins.
 
-    A query's *margin* is the item's score minus that of the item retrieved at rank ``reference_rank`` (0: the score
-    itself): scores of different queries have different levels, margins are comparable. ``edges`` ascending [b - 1]
-    part the margins into b ranges with ``low``, ``high`` [b].
+    Margins are those of :func:`scale_free_margins` over the first ``reference_rank`` retrieved items (0: the score
+    itself, of the first format). ``edges`` ascending [b - 1] part the margins into b ranges with ``low``, ``high`` [b].
     """
 
     reference_rank: int
@@ -57,7 +70,7 @@ class Curve:
         """Margins [k] of one query's retrieved scores [k], best first; a shorter list refers to its last item."""
         if self.reference_rank == 0 or scores.shape[0] == 0:
             return scores
-        return np.asarray(scores - scores[min(self.reference_rank, scores.shape[0]) - 1])
+        return scale_free_margins(scores, scores[: self.reference_rank])
 
     def at(self, margins: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
         """Probability, low and high, each of the shape of ``margins``; low ≤ probability ≤ high."""

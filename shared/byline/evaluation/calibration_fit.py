@@ -1,8 +1,9 @@
 """Fit the curve from margins to probabilities, and its interval, on held-out queries.
 
-Why it exists: a student's scores are trained to order, not to mean anything, and their level differs from query to
-query. Two things make them probabilities: the margin over the query's own score at rank L, which makes queries
-comparable, and isotonic regression (Zadrozny & Elkan, KDD 2002), which keeps the order and assumes no shape.
+Why it exists: a student's scores are trained to order, not to mean anything, and level and scale differ from query to
+query and from head to head. Two things make them probabilities: the margin over the query's own score at rank L in
+units of its own spread, which makes queries comparable, and isotonic regression (Zadrozny & Elkan, KDD 2002), which
+keeps the order and assumes no shape.
 
 The interval is split conformal with *queries* as the exchangeable units, not pairs (items of one query are anything
 but independent): within a range of margins, a query's share of items that are truly among the teacher's first L is
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from sklearn.isotonic import IsotonicRegression
 
 from byline.errors import LabelsNotUsable
-from byline.evaluation.calibration import Curve
+from byline.evaluation.calibration import Curve, scale_free_margins
 
 DoubleArray = npt.NDArray[np.float64]
 #: Knots are merged to at most so many; the curve between them is a straight line.
@@ -40,10 +41,9 @@ def positives(tau: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.bool_]:
 
 
 def margins_of(scores: npt.NDArray[np.float32], reference_rank: int) -> DoubleArray:
-    """[q, n]: scores minus the query's own score at ``reference_rank``, counted over all items."""
-    rank = min(reference_rank, scores.shape[1])
-    reference = -np.partition(-scores.astype(np.float64), rank - 1, axis=1)[:, rank - 1]
-    return np.asarray(scores - reference[:, None])
+    """[q, n]: ``scale_free_margins`` with each query's first ``reference_rank`` of all its items."""
+    rank, exact = min(reference_rank, scores.shape[1]), scores.astype(np.float64)
+    return scale_free_margins(exact, -np.partition(-exact, rank - 1, axis=1)[:, :rank])
 
 
 def judged_rows(tau: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.int64]:

@@ -17,7 +17,11 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db.session import make_engine
+from byline.diffusion.tiny import write_tiny_pipeline
+from byline.evaluation.calibration import Calibrator
+from byline.evaluation.null_queries import KINDS
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, import_snapshot, write_snapshot
+from byline.releases.manifest import CALIBRATOR
 from byline.releases.registry import ReleaseRegistry
 
 ITEMS = 40
@@ -45,7 +49,7 @@ def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
     catalog.add_corpus("discs")
     catalog.add_items("discs", [Item(i, f"a disc number {i}", image_sha256=blobs.put(_picture(colour, rng)))
                                 for i, colour in enumerate(colours)])
-    catalog.add_model(ModelRecord("discs", "discs", tmp_path / "model", "rev1"))
+    catalog.add_model(ModelRecord("discs", "discs", write_tiny_pipeline(tmp_path / "model"), "rev1"))
     queries = []
     for number in range(30):
         colour = rng.uniform(0, 255, size=3)
@@ -81,9 +85,18 @@ def test_one_refresh_publishes_a_release_and_its_evaluation_agrees(environment, 
     assert outcome["activated"], outcome
     assert outcome["map"]["head"] > max(outcome["map"]["raw"].values())
     engine = make_engine(database_url)
-    active = ReleaseRegistry(engine).active("discs")
-    engine.dispose()
+    registry = ReleaseRegistry(engine)
+    active = registry.active("discs")
     assert active is not None and active.release_id == outcome["release_id"]
+    record = registry.get(active.release_id)
+    engine.dispose()
+    calibrator = Calibrator.from_json(json.loads((record.directory / CALIBRATOR).read_text()))
+    assert calibrator.top == 10 and calibrator.curve is not None and calibrator.abstention is not None
+    assert calibrator.abstention.evidence is not None and calibrator.abstention.evidence.encoder == "prompt_gain"
+    judged = record.manifest.metrics["calibration"]
+    # Ten queries of one split: enough to fit on, not to judge the curve on; nulls are judged across their sources.
+    assert judged["curve"] is None and "not judged on test queries: there are too few" in judged["left_out"]
+    assert set(judged["abstention"]["false_attribution"]) == set(KINDS) and judged["abstention"]["pooled"] <= 0.1
     _run(environment, tmp_path, "-c", "from byline.cli.evaluate import app; app()", "head", "--split", "validation",
          "-L", "10")
     written = json.loads((tmp_path / "reports" / "evaluate" / "head.json").read_text())

@@ -22,7 +22,8 @@ def world(queries: int, seed: int, items: int = 300) -> tuple[np.ndarray, np.nda
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(queries, items))
     seen = truth + 0.7 * rng.normal(size=truth.shape)
-    return (3 * rng.normal(size=(queries, 1)) + seen).astype(np.float32), truth.astype(np.float32)
+    level, scale = 3 * rng.normal(size=(queries, 1)), np.exp(rng.normal(size=(queries, 1)))
+    return (level + scale * seen).astype(np.float32), truth.astype(np.float32)
 
 
 def first_format(**changes: Any) -> dict[str, Any]:
@@ -30,12 +31,12 @@ def first_format(**changes: Any) -> dict[str, Any]:
             "noise_floor": 0.25, **changes}
 
 
-def test_held_out_queries_are_calibrated_although_their_scores_have_different_levels() -> None:
-    curve = fit_curve(*world(100, 0), top=TOP)
+def test_held_out_queries_are_calibrated_although_their_scores_have_different_levels_and_scales() -> None:
+    curve = fit_curve(*world(200, 0), top=TOP)
     report = report_calibration(curve, *world(400, 1), top=TOP, seed=0)
     assert report is not None
     assert report.retrieved.error < 0.03 and report.everything.error < 0.01 and report.shown.error < 0.03
-    # Levels matter: the same queries by their bare scores are far off.
+    # It matters: the same queries by their bare scores are far off.
     scores, tau = world(80, 1)
     wanted = positives(tau, TOP).ravel().astype(float)
     from sklearn.isotonic import IsotonicRegression
@@ -104,6 +105,55 @@ def test_probability_falls_with_the_rank_lies_in_its_interval_and_needs_the_refe
     assert calibrator.probabilities(ordered[:TOP]) == found[:TOP]
     shifted = calibrator.probabilities([score + 5 for score in ordered[:50]])
     np.testing.assert_allclose([one[:3] for one in shifted if one], [one[:3] for one in found if one], atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["the head", "each query"])
+def test_the_scale_of_scores_changes_no_probability_and_no_figure(of: str) -> None:
+    """A head's inner products may be of any size, and so may the vector of one query."""
+    rng = np.random.default_rng(7)
+
+    def rescaled(scores: np.ndarray) -> np.ndarray:
+        factor = 1000.0 if of == "the head" else np.exp(2 * rng.normal(size=(len(scores), 1)))
+        return (scores * factor).astype(np.float32)
+
+    (scores, tau), (fresh, fresh_tau) = world(60, 0), world(40, 1)
+    plain = fit_calibrator(ScoredQueries(scores, tau), ScoredQueries(fresh, fresh_tau), None, top=TOP, seed=0)
+    other = fit_calibrator(ScoredQueries(rescaled(scores), tau), ScoredQueries(rescaled(fresh), fresh_tau), None,
+                           top=TOP, seed=0)
+    for row in range(5):
+        first, second = (np.asarray([one[:3] for one in found.calibrator.probabilities(np.sort(values[row])[::-1][:60])
+                                     if one])
+                         for found, values in ((plain, fresh), (other, rescaled(fresh))))
+        assert np.ptp(first[:, 0]) > 0.3
+        np.testing.assert_allclose(second, first, atol=2e-3)
+    assert plain.curve is not None and other.curve is not None
+    assert other.curve.retrieved.error == pytest.approx(plain.curve.retrieved.error, abs=2e-3)
+    assert other.curve.coverage == pytest.approx(plain.curve.coverage, abs=0.01)
+
+
+def test_a_heads_scale_moves_its_floors_with_it_and_no_verdict() -> None:
+    rng = np.random.default_rng(0)
+    kinds = ("drawing", "photograph")
+    kind = tuple(name for name in kinds for _ in range(40))
+    best, evidence = rng.normal(0, 1, 80), rng.normal(0.8, 0.5, 80)
+    scores, tau = world(40, 0)
+    real = rng.normal(1.0, 0.5, 40).astype(np.float32)
+    verdicts = []
+    for factor in (1.0, 1000.0):
+        nulls = ScoredNulls(kind, tuple(f"{n}" for n in range(80)), factor * best, evidence)
+        found = fit_calibrator(ScoredQueries((factor * scores).astype(np.float32), tau, real), None, nulls, top=TOP,
+                               seed=0, encoder=("prompt_gain", "ab"))
+        assert found.abstention is not None
+        verdicts.append([found.calibrator.attributes([factor * value], known)
+                         for value in np.linspace(-2, 4, 30) for known in (0.2, 1.0, None)])
+    assert verdicts[0] == verdicts[1] and len(set(verdicts[0])) == 2
+
+
+def test_scores_that_are_all_equal_say_nothing_and_break_nothing() -> None:
+    calibrator = fit_calibrator(ScoredQueries(*world(60, 0)), None, None, top=TOP, seed=0).calibrator
+    for count in (1, 3, 50):
+        found = calibrator.probabilities([0.1] * count)
+        assert len(set(found)) == 1 and found[0] is not None and np.isfinite(found[0][:3]).all()
 
 
 def test_what_is_written_is_read_again() -> None:
