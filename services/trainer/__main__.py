@@ -54,7 +54,7 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
     return RefreshSettings(
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
         limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs,
-        git_sha=git_commit(repository_root()),
+        git_sha=git_commit(repository_root()), index_factory=settings.index_factory,
     )
 
 

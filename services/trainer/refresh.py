@@ -23,6 +23,7 @@ from byline.errors import BylineError, LabelsNotUsable, ReleaseChanged
 from byline.evaluation.calibrate import Calibration
 from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
+from byline.index import AUTO
 from byline.ranker.fit import FitConfig, FitReport, fit_head
 from byline.ranker.head import Head, HeadConfig, feature_blocks, load_head
 from byline.ranker.labelled_set import LabelledSet
@@ -97,6 +98,8 @@ class RefreshSettings:
     hidden: tuple[int, ...] = (512, 512)
     out_dim: int = 512
     git_sha: str = ""
+    #: Of the release's index; ``auto`` chooses by size and measured recall.
+    index_factory: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class Refresher:
             parent=record.release_id if record else None, sketches=sketches,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
-            created_at=now, git_sha=settings.git_sha,
+            created_at=now, git_sha=settings.git_sha, index_factory=settings.index_factory,
+            index_queries=labels.validation.query_features,
         )
         progress("build the release", 1, 1)
         manifest = ReleaseManifest.read(directory)

@@ -207,7 +207,7 @@ class WorkerChild:
         )
         estimate = EstimateStage(
             store=self._store,
-            releases=OpenReleases(ReleaseRegistry(self._engine), settings.model_id),
+            releases=OpenReleases(ReleaseRegistry(self._engine), settings.model_id, settings.device),
             bench=bench,
             blobs=self._blobs,
             withdrawn=self._withdrawn,

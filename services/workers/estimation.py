@@ -104,9 +104,10 @@ def shortlisted(
 class OpenReleases:
     """The releases this child answers estimates from: the active one and the one before stay open."""
 
-    def __init__(self, registry: ReleaseRegistry, model_id: str) -> None:
+    def __init__(self, registry: ReleaseRegistry, model_id: str, device: str = "cpu") -> None:
         self._registry = registry
         self._model_id = model_id
+        self._device = device
         self._holder: ReleaseHolder[Release] = ReleaseHolder(self._load, lambda: registry.active(model_id))
 
     @contextmanager
@@ -123,7 +124,7 @@ class OpenReleases:
 
     def _load(self, release_id: str) -> Release:
         record = self._registry.get(release_id)
-        return load_release(record.directory, expected=record.manifest)
+        return load_release(record.directory, expected=record.manifest, device=self._device)
 
 
 class EstimateStage:

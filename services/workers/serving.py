@@ -140,7 +140,7 @@ class Serving:
 
     def _load(self, release_id: str) -> Served:
         record = self._registry.get(release_id)
-        release = load_release(record.directory, expected=record.manifest)
+        release = load_release(record.directory, expected=record.manifest, device=self._settings.device)
         manifest, calibrator = release.manifest, Calibrator.from_json(release.calibrator)
         asked = calibrator.abstention.evidence if calibrator.abstention is not None else None
         extractor = self._extractor(manifest, manifest.feature_spec, manifest.preprocessing_hash)

@@ -36,6 +36,8 @@ TEACHER_NAMES = (
     *(f"similarity:{name}" for name in (
         "efficientnet_lite0", "minilm", "denoiser", "dino", "dinov2", "clip_image", "clip_text", "pixels")),
 )  # fmt: skip
+#: Index factories that can be forced; the same list as ``byline.index.factory``, which imports faiss.
+INDEX_FACTORIES = r"^(auto|Flat|SQ8,RFlat|IVF\d+,SQ8,RFlat|(RR\d+,)?IVF\d+,RaBitQ,RFlat|HNSW\d+,Flat)$"
 LAYER_SELECTIONS = ("cross_attention_kv", "cross_attention", "attention", "linear", "all")
 Aggregation = Literal["sum", "skew", "unit"]
 Objective = Literal["denoising", "output_norm"]
@@ -132,6 +134,8 @@ class Settings(BaseSettings):
     trainer_poll_seconds: float = Field(5.0, gt=0)
     trainer_loss: str = "listwise"
     trainer_epochs: int = Field(40, ge=1)
+    #: Index of new releases: ``auto`` (by size and measured recall) or a factory string (docs/index.md).
+    index_factory: str = Field("auto", pattern=INDEX_FACTORIES)
     gate_map_floor: float = Field(0.05, ge=0, le=1)
     gate_map_at: int = Field(100, ge=1)
     gate_regression_tolerance: float = Field(0.01, ge=0, le=1)

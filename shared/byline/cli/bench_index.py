@@ -20,15 +20,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from byline.diffusion.model import directory_revision
 from byline.evaluation.bench_index import TIERS, Plan, marked, measure_scans, measure_tier, one_thread
-from byline.evaluation.bench_index_data import ImageFeatures, Rows, Views, cosine_rows, read_images, sketch_rows
+from byline.evaluation.bench_index_data import (
+    ImageFeatures,
+    Rows,
+    Views,
+    cosine_rows,
+    product_rows,
+    read_images,
+    sketch_rows,
+)
 from byline.evaluation.bench_index_report import Row, draw, table
 from byline.evaluation.bench_rows import RowFile
 from byline.evaluation.result_file import git_commit, machine, write_result
+from byline.teachers.sketch_set import SketchSet
 
 log = logging.getLogger("bench-index")
 ROOT = Path(__file__).resolve().parents[3]
+SETS = ("cosine", "product", "sketch")
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -72,7 +84,7 @@ def _measured(a: argparse.Namespace, name: str, size: int, fashion: Path | None,
 
     timed = max(40, min(a.timed, 20_000_000 // size))
     plan = Plan(timed, 5 if size <= 200_000 else 2, a.seed)
-    found = list(steps.once(f"{name}-{size}-scans", lambda: (measure_scans(rows(), plan), {}))[0])
+    found: list[Row] = list(steps.once(f"{name}-{size}-scans", lambda: (measure_scans(rows(), plan), {}))[0])
     for tier in a.tiers:
         if tier == "hnsw" and size > a.largest_graph:
             log.info("no graph of %d items: it takes many minutes to link (--largest-graph)", size)
@@ -94,13 +106,17 @@ def _rows(a: argparse.Namespace, name: str, size: int, fashion: Path | None) -> 
         if done % 10 == 0 or done == total:
             log.info("features: shard %d of %d", done, total)
 
-    return cosine_rows(features, views.images, size, a.queries, a.dim, a.seed, a.real_rows, shown)
+    rows = cosine_rows(features, views.images, size, a.queries, a.dim, a.seed, a.real_rows, shown)
+    if name == "cosine":
+        return rows
+    sketches = SketchSet.load(a.model / "sketches", directory_revision(a.model)).sketches.astype(np.float32)
+    return product_rows(rows, np.linalg.norm(sketches, axis=1), a.seed)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--sets", nargs="+", choices=("cosine", "sketch"), default=["cosine", "sketch"])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
     parser.add_argument("--dim", type=int, default=768, help="of the cosine embeddings")
     parser.add_argument("--queries", type=int, default=400, help="half of them tune, half measure")

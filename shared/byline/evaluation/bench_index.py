@@ -19,7 +19,7 @@ import torch
 
 from byline.evaluation.bench_index_data import Rows
 from byline.index import FlatIndex, choose_index
-from byline.index.choice import FLAT_BYTES, RECALL_AT, TARGET, exact_kth, recall_of
+from byline.index.choice import FLAT_BYTES, RECALL_AT, exact_kth, graph_is_worth_it, recall_of
 from byline.index.exact_store import native
 from byline.index.protocol import Ids, VectorIndex, Vectors
 from byline.index.refined import RefinedIndex
@@ -54,7 +54,7 @@ def measure_tier(rows: Rows, tier: str, plan: Plan) -> Row:
     tuning, queries = rows.queries[:half], rows.queries[half:]
     ids: Ids = np.arange(count, dtype=np.int64) * 977 + 11
     begun = time.perf_counter()
-    choice = choose_index(ids, rows.vectors, queries=tuning, factory=factory_of(tier, count, dim), samples=half)
+    choice = choose_index(ids, rows.vectors, queries=tuning, factory=factory_of(tier, count, dim))
     seconds = time.perf_counter() - begun
     index = choice.index
     k = min(RECALL_AT, count)
@@ -68,7 +68,9 @@ def measure_tier(rows: Rows, tier: str, plan: Plan) -> Row:
         "stored_bytes_per_item": round(stats.stored_bytes_per_item, 1),
         "build_s": round(stats.build_seconds or 0.0, 3), "tune_s": round(seconds - (stats.build_seconds or 0.0), 3),
         "recall100": round(recall_of(index, queries, k, exact_kth(store, queries, k)), 5),
-        "work_ms": choice.tried[0].work_ms if choice.tried else None, "what": rows.what,
+        "work_ms": choice.tried[0].work_ms if choice.tried else None,
+        "tuned_recall100": choice.recall, "accepted": bool(choice.tried and choice.tried[0].accepted),
+        "what": rows.what,
     }  # fmt: skip
     row |= _single(index, asked, k)
     row |= _batched(index, queries, k, plan)
@@ -114,11 +116,14 @@ def bandwidth(vectors: Floats, repeats: int = 5) -> float:
 
 def marked(rows: list[Row]) -> list[Row]:
     """``rows`` with ``chosen`` at the tier that a release of this size and set gets by default: the rule of
-    ``choice`` on what was measured here."""
+    ``choice``, on what it saw, the tuning queries. ``recall100`` is of other queries."""
     for key in {(row["set"], row["n"]) for row in rows}:
         mine = [row for row in rows if (row["set"], row["n"]) == key and row["tier"] in TIERS]
         flat = [row for row in mine if row["tier"] == "flat"]
-        fit = [row for row in mine if row["recall100"] >= TARGET and row["work_ms"] is not None]
+        fit = [row for row in mine if row["accepted"] and row["tier"] != "hnsw"]
+        least = min((row["work_ms"] for row in fit), default=None)
+        if graph_is_worth_it(key[1], least):
+            fit += [row for row in mine if row["accepted"] and row["tier"] == "hnsw"]
         small = key[1] * 4 * mine[0]["dim"] <= FLAT_BYTES if mine else False
         chosen = flat if small else [min(fit, key=lambda row: row["work_ms"])] if fit else flat
         for row in mine:

@@ -44,7 +44,7 @@ from byline.releases.sketches import SketchParts, index_section, write_sketches
 
 Features = NDArray[np.float32]
 
-#: Items, spread over the corpus, that are asked as queries to measure an approximate index's recall.
+#: Queries that an approximate index's recall is measured with.
 INDEX_QUERIES = 128
 
 
@@ -70,15 +70,17 @@ def build_release(
     created_at: datetime,
     git_sha: str = "",
     index_factory: str = AUTO,
+    index_queries: Features | None = None,
     sketches: SketchParts | None = None,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
     ``golden_features`` [g, d_in], g ≥ 1, are query features whose answers are recorded. The default id is
     time plus digest of the contents. The index is chosen by size and measured recall unless ``index_factory`` names
-    one (``byline.index.choice``); the manifest says how it came out. With ``sketches`` the release serves the
-    ESTIMATED tier. FeatureMismatch when ids, features, sketches and catalogue do not belong together;
-    ReleaseNotEligible when the release exists already. Returns the directory.
+    one (``byline.index.choice``; it is then that of the sketches, too); the manifest says how it came out. Recall is
+    measured with ``index_queries`` [q, d_in], features of real queries, filled up with the items' own where they are
+    few. With ``sketches`` the release serves the ESTIMATED tier. FeatureMismatch when ids, features, sketches and
+    catalogue do not belong together; ReleaseNotEligible when the release exists already. Returns the directory.
     """
     ids = np.asarray(item_ids, dtype=np.int64)
     if {item.item_id for item in catalogue} != set(ids.tolist()) or len(catalogue) != len(ids):
@@ -90,7 +92,7 @@ def build_release(
     root.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
     try:
-        asked = item_features[np.linspace(0, len(ids) - 1, min(INDEX_QUERIES, len(ids))).astype(int)]
+        asked = _index_queries(index_queries, item_features)
         choice = choose_index(
             ids, head.embed_items(item_features), queries=head.embed_queries(asked), factory=index_factory
         )
@@ -99,7 +101,7 @@ def build_release(
         names: tuple[str, ...] = REQUIRED_FILES
         section = None
         if sketches is not None:
-            section = write_sketches(working, sketches, ids)
+            section = write_sketches(working, sketches, ids, index_factory)
             names += SKETCH_FILES if sketches.tokens is None else (*SKETCH_FILES, SKETCH_TOKENS)
         files = {name: file_entry(working / name) for name in names}
         digests = [files[name].sha256 for name in names]
@@ -130,6 +132,14 @@ def build_release(
         if working.exists():
             working.chmod(0o755)
             shutil.rmtree(working)
+
+
+def _index_queries(real: Features | None, item_features: Features) -> Features:
+    """``INDEX_QUERIES`` rows [q, d_in]: real queries, then items spread over the corpus in place of those missing."""
+    found = item_features[:0] if real is None else np.asarray(real, dtype=np.float32)[:INDEX_QUERIES]
+    missing = min(INDEX_QUERIES - len(found), len(item_features))
+    spread = np.linspace(0, len(item_features) - 1, missing).astype(int)
+    return np.concatenate([found, item_features[spread]])
 
 
 def _write_parts(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from byline.catalog.items import Item
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import VectorIndex, load_index
+from byline.index.flat import FACTORY
 from byline.index.protocol import NO_ITEM
 from byline.ranker.head import Head, load_head
 from byline.releases.catalogue import read_catalogue
@@ -106,7 +107,9 @@ def load_release(
         sketches=open_sketches(directory, manifest, mmap, device),
     )
     _check_fit(release)
-    GoldenQueries.load(directory / GOLDEN).check(lambda features, k: release.index.search(release.embed(features), k))
+    GoldenQueries.load(directory / GOLDEN).check(
+        lambda features, k: release.index.search(release.embed(features), k), exact=release.index.factory == FACTORY
+    )
     return release
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import AUTO, IndexChoice, VectorIndex, choose_index, load_index
+from byline.index.flat import FACTORY
 from byline.releases.golden import GoldenQueries
 from byline.releases.manifest import (
     SKETCH_BASIS,
@@ -149,6 +150,6 @@ def open_sketches(
     golden = GoldenQueries.load(directory / SKETCH_GOLDEN)
     if golden.features.shape[1] != index.dim:
         raise ReleaseCorrupt(f"{SKETCH_GOLDEN} holds queries of another width", file=SKETCH_GOLDEN)
-    golden.check(index.search)
+    golden.check(index.search, exact=index.factory == FACTORY)
     tokens = directory / SKETCH_TOKENS if section.token_rank else None
     return ReleaseSketches(section, index, directory / SKETCH_BASIS, tokens)

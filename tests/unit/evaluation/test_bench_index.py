@@ -70,6 +70,16 @@ def test_cosine_rows_are_of_unit_norm_and_grown_ones_come_last(features) -> None
     assert "120 rows, and 80 grown" in rows.what
 
 
+def test_product_rows_keep_directions_and_have_norms_of_the_given_kind() -> None:
+    cosine = rows_of(3_000, 24, 1)
+    norms = np.array([1.0, 50.0], dtype=np.float32)
+    rows = data.product_rows(cosine, norms, 0)
+    found = np.linalg.norm(rows.vectors, axis=1)
+    np.testing.assert_allclose(rows.vectors / found[:, None], cosine.vectors, atol=1e-5)
+    assert (np.abs(np.log(found[:, None] / norms)).min(axis=1) < 0.6).all() and 0.4 < (found > 10).mean() < 0.6
+    np.testing.assert_array_equal(rows.vectors, data.product_rows(cosine, norms, 0).vectors)
+
+
 def test_sketch_rows_begin_with_the_corpus_own() -> None:
     rows = data.sketch_rows(GENERATOR / "sketches", directory_revision(GENERATOR), 3000, 9, 0)
     own = data.sketch_rows(GENERATOR / "sketches", directory_revision(GENERATOR), 100, 9, 0)
@@ -100,14 +110,17 @@ def test_the_scans_and_the_limit_of_the_memory_stand_beside() -> None:
 def test_the_star_stands_at_the_least_work_of_those_that_reach_the_target() -> None:
     big = {"set": "cosine", "n": 10**6, "dim": 768}
     rows = [
-        big | {"tier": "flat", "recall100": 1.0, "work_ms": None},
-        big | {"tier": "sq8", "recall100": 0.999, "work_ms": 5.0},
-        big | {"tier": "ivf_sq8", "recall100": 0.992, "work_ms": 1.0},
-        big | {"tier": "hnsw", "recall100": 0.98, "work_ms": 0.1},
-        {"set": "cosine", "n": 1000, "dim": 768, "tier": "flat", "recall100": 1.0, "work_ms": None},
-        {"set": "cosine", "n": 1000, "dim": 768, "tier": "sq8", "recall100": 1.0, "work_ms": 0.1},
+        big | {"tier": "flat", "accepted": False, "work_ms": None},
+        big | {"tier": "sq8", "accepted": True, "work_ms": 5.0},
+        big | {"tier": "ivf_sq8", "accepted": True, "work_ms": 4.0},
+        big | {"tier": "ivf_rabitq", "accepted": False, "work_ms": 1.0},
+        big | {"tier": "hnsw", "accepted": True, "work_ms": 0.1},  # not tried: too many to link
+        {"set": "cosine", "n": 1000, "dim": 768, "tier": "flat", "accepted": False, "work_ms": None},
+        {"set": "cosine", "n": 1000, "dim": 768, "tier": "sq8", "accepted": True, "work_ms": 0.1},
     ]
-    assert [row["chosen"] for row in marked(rows)] == [False, False, True, False, True, False]
+    assert [row["chosen"] for row in marked(rows)] == [False, False, True, False, False, True, False]
+    middle = [row | {"n": 100_000} for row in rows[:5]]
+    assert [row["chosen"] for row in marked(middle)] == [False, False, False, False, True]
 
 
 def test_the_command_writes_rows_a_table_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

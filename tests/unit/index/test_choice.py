@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from byline.index import FlatIndex, choose_index
-from byline.index.choice import exact_kth, recall_of, work_ms
+from byline.index import FlatIndex, build_index, choose_index
+from byline.index import choice as choice_module
+from byline.index.choice import efforts, exact_kth, recall_of, work_ms
 
 
 def test_a_small_corpus_is_searched_exactly(corpus) -> None:
@@ -62,3 +63,46 @@ def test_recall_counts_an_item_that_ties_with_the_last(corpus) -> None:
     index = FlatIndex.build(np.arange(50), same)
     assert recall_of(index, same[:1], 10, exact_kth(index.store, same[:1], 10)) == 1.0
     assert recall_of(index, same[:1], 10, np.array([5.0], dtype=np.float32)) == 0.0
+
+
+@pytest.fixture(scope="module")
+def uneven(corpus) -> np.ndarray:
+    """The same directions with norms as sketches have them: the largest hundredth is forty times the smallest."""
+    norms = np.exp(1.2 * np.random.default_rng(3).standard_normal(len(corpus.vectors)))
+    return (corpus.vectors * norms[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("factory", ["SQ8,RFlat", "IVF128,SQ8,RFlat", "RR32,IVF128,RaBitQ,RFlat", "HNSW32,Flat"])
+def test_norms_that_vary_a_lot_change_the_effort_and_not_the_scores(corpus, uneven, factory: str) -> None:
+    choice = choose_index(corpus.ids, uneven, queries=corpus.queries, factory=factory)
+    scores, ids = choice.index.search(corpus.queries, 100)
+    exact, _ = FlatIndex.build(corpus.ids, uneven).search(corpus.queries, 100)
+    np.testing.assert_array_equal(np.sort(scores[0]), np.sort([uneven_score(corpus, uneven, 0, i) for i in ids[0]]))
+    assert float((scores >= exact[:, -1:]).mean()) == pytest.approx(choice.recall, abs=0.05)
+    assert not choice.tried[0].accepted or choice.recall >= 0.99
+
+
+def uneven_score(corpus, vectors: np.ndarray, query: int, item: int) -> np.float32:
+    one = FlatIndex.build(np.array([item]), vectors[corpus.ids == item])
+    return one.search(corpus.queries[query : query + 1], 1)[0][0, 0]
+
+
+def test_the_choice_reaches_the_target_where_norms_vary_a_lot_on_queries_it_never_saw(corpus, uneven) -> None:
+    rng = np.random.default_rng(9)
+    noise = 0.05 * rng.standard_normal((200, 32)).astype(np.float32)
+    queries = corpus.vectors[rng.integers(0, len(corpus.ids), 200)] + noise
+    choice = choose_index(corpus.ids, uneven, queries=queries[:128], flat_bytes=1)
+    exact = FlatIndex.build(corpus.ids, uneven)
+    assert recall_of(choice.index, queries[128:], 100, exact_kth(exact.store, queries[128:], 100)) >= 0.985
+
+
+def test_a_recall_that_passes_by_a_hair_is_not_enough(corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "recalls", lambda index, queries, k, kth: np.linspace(0.981, 1.0, len(queries)))
+    refused = choose_index(corpus.ids, corpus.vectors, queries=corpus.queries, factory="SQ8,RFlat")
+    assert refused.recall == pytest.approx(0.9905) and not refused.tried[0].accepted
+
+
+def test_lists_are_looked_at_up_to_half_of_them(corpus) -> None:
+    index = build_index(corpus.ids, corpus.vectors, "IVF128,SQ8,RFlat")
+    probes = [effort["nprobe"] for effort in efforts(index)]
+    assert (probes[0], probes[-1]) == (2, 64) and probes == sorted(probes)

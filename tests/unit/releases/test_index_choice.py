@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from byline.config import Settings
 from byline.errors import ReleaseCorrupt
-from byline.index import refined
+from byline.index import build_index, refined
+from byline.releases import builder
+from byline.releases.golden import GoldenQueries
 from byline.releases.loader import load_release
 from byline.releases.manifest import MANIFEST, ReleaseManifest
 
@@ -56,3 +60,39 @@ def test_a_section_of_another_index_than_the_manifest_names_is_refused(build: Bu
     directory = edited(build(), lambda manifest: manifest.update(index_factory="SQ8,RFlat"))
     with pytest.raises(ReleaseCorrupt, match="section index"):
         load_release(directory)
+
+
+def test_an_approximate_index_may_miss_one_golden_answer_an_exact_one_none() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.sort(rng.uniform(1, 9, (2, 12)), axis=1)[:, ::-1].astype(np.float32)
+    ids = np.arange(24).reshape(2, 12)
+    golden = GoldenQueries(np.zeros((2, 4), dtype=np.float32), scores[:, :10], ids[:, :10])
+
+    def without(*places: int):
+        return lambda features, k: (np.delete(scores, places, 1)[:, :k], np.delete(ids, places, 1)[:, :k])
+
+    golden.check(without(10))
+    golden.check(without(3), exact=False)
+    with pytest.raises(ReleaseCorrupt):
+        golden.check(without(3))
+    with pytest.raises(ReleaseCorrupt):
+        golden.check(without(3, 4), exact=False)
+    with pytest.raises(ReleaseCorrupt):
+        golden.check(lambda features, k: (scores[:, :k] * 1.1, ids[:, :k]), exact=False)
+
+
+def test_recall_is_measured_with_real_queries_first() -> None:
+    items = np.arange(600, dtype=np.float32).reshape(300, 2)
+    real = -np.ones((100, 2), dtype=np.float32)
+    asked = builder._index_queries(real, items)
+    assert asked.shape == (128, 2) and (asked[:100] == -1).all() and (asked[100:] >= 0).all()
+    assert builder._index_queries(None, items[:9]).shape == (9, 2)
+    assert (builder._index_queries(np.concatenate([real, real]), items) == -1).all()
+
+
+def test_every_factory_that_can_be_forced_by_a_setting_can_be_built() -> None:
+    for factory in ("Flat", "SQ8,RFlat", "IVF4,SQ8,RFlat", "RR9,IVF4,RaBitQ,RFlat", "IVF4,RaBitQ,RFlat", "HNSW8,Flat"):
+        assert Settings(index_factory=factory).index_factory == factory
+        build_index(np.arange(50), np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32), factory)
+    with pytest.raises(ValidationError):
+        Settings(index_factory="PQ9")
