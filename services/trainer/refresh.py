@@ -27,6 +27,7 @@ from byline.index import AUTO
 from byline.ranker.fit import FitConfig, FitReport, fit_head
 from byline.ranker.head import Head, HeadConfig, feature_blocks, load_head
 from byline.ranker.labelled_set import LabelledSet
+from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
 from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
@@ -34,7 +35,6 @@ from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
 from byline.telemetry import get_logger
-from services.trainer.calibration import CalibrationRows, EvidenceRows, HeldOut, calibrate
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
 from services.trainer.schedule import start_warm
 

@@ -1,4 +1,4 @@
-"""``byline evaluate``: what heads and teachers are worth, each as a table, a JSON file and a figure.
+"""``byline evaluate``: what heads, their probabilities and teachers are worth: a table, a JSON file and a figure.
 
 Why it exists: one group for every judgement, and one place that says which there are.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from byline.cli.evaluate_calibration import calibration
 from byline.cli.evaluate_head import head
 from byline.cli.evaluate_retraining import counterfactual, lds
 from byline.cli.evaluate_teacher import teacher
@@ -15,6 +16,7 @@ app = typer.Typer(help="Judge heads and teachers; every result is a JSON file un
 
 
 app.command()(head)
+app.command()(calibration)
 app.command()(lds)
 app.command()(counterfactual)
 app.command()(teacher)

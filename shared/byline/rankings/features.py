@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,23 @@ from byline.catalog.decode import decode_image
 from byline.catalog.items import ITEM_ID_MASK, Item
 from byline.features.extractor import FeatureExtractor
 from byline.features.store import FeatureStore, fill_store
-from byline.rankings.store import LabelledQuery
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+
+
+class Asked(Protocol):
+    """What features need of a query; ``byline.rankings.store.LabelledQuery`` is one."""
+
+    @property
+    def image_sha256(self) -> str:
+        """Digest under which the blobs keep the picture."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """What it was generated from."""
+        ...
 
 
 class LabelFeatures:
@@ -55,7 +69,7 @@ class LabelFeatures:
         pairs = {item.item_id: (item.image_sha256, item.caption) for item in items}
         return self._rows(self._items, [item.item_id for item in items], pairs, progress)
 
-    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Progress) -> FloatArray:
+    def of_queries(self, rankings: Sequence[Asked], progress: Progress) -> FloatArray:
         """[q, in] in the order of ``rankings``; a query that was ranked twice is encoded once."""
         keys = [query_key(ranking.image_sha256, ranking.prompt) for ranking in rankings]
         pairs = {key: (ranking.image_sha256, ranking.prompt) for key, ranking in zip(keys, rankings, strict=True)}

@@ -22,8 +22,7 @@ from byline.evaluation.null_queries import RECIPE, NullQuery, make_null_queries
 from byline.features.extractor import FeatureExtractor, load_evidence
 from byline.features.prompt_gain import NAME
 from byline.features.store import FeatureStore, fill_store
-from byline.rankings.features import LabelFeatures, query_key
-from byline.rankings.store import LabelledQuery
+from byline.rankings.features import Asked, LabelFeatures, query_key
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -60,7 +59,7 @@ class QueryEvidence:
         """Name and preprocessing hash of what makes the evidence."""
         return NAME, self._gain.preprocessing_hash
 
-    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Progress) -> FloatArray:
+    def of_queries(self, rankings: Sequence[Asked], progress: Progress) -> FloatArray:
         """[q] in the order of ``rankings``."""
         return self._queries.of_queries(rankings, progress)[:, 0]
 

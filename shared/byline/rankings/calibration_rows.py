@@ -1,7 +1,8 @@
 """Brings together what a release's calibrator is fitted on: held-out queries, null queries, their evidence.
 
-Why it exists: ``byline.evaluation.calibrate`` takes scores, the trainer has rankings and a head. It embeds queries by a
-function and takes the items' vectors as they will be indexed, so it does not know what a head is made of.
+Why it exists: ``byline.evaluation.calibrate`` takes scores; the trainer and ``byline evaluate calibration`` have
+rankings and a head, and must do the same with them. Queries are embedded by a function and items' vectors are taken
+as they will be indexed, so nothing here knows what a head is made of.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from byline.evaluation.calibrate import Calibration, ScoredNulls, ScoredQueries, fit_calibrator
 from byline.evaluation.null_queries import with_other_prompts
 from byline.ranker.labelled_set import LabelledSet
+from byline.rankings.features import Asked
 from byline.rankings.query_evidence import NullRows
-from byline.rankings.store import LabelledQuery
 
 FloatArray = npt.NDArray[np.float32]
 Embed = Callable[[FloatArray], FloatArray]
@@ -26,7 +27,7 @@ Embed = Callable[[FloatArray], FloatArray]
 class QueryRows(Protocol):
     """Features of queries; ``byline.rankings.features.LabelFeatures`` is one."""
 
-    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Callable[[int, int], None]) -> FloatArray:
+    def of_queries(self, rankings: Sequence[Asked], progress: Callable[[int, int], None]) -> FloatArray:
         """[q, in] in the order of ``rankings``."""
         ...
 
@@ -39,7 +40,7 @@ class EvidenceRows(Protocol):
         """Name and preprocessing hash of what makes the evidence."""
         ...
 
-    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Callable[[int, int], None]) -> FloatArray:
+    def of_queries(self, rankings: Sequence[Asked], progress: Callable[[int, int], None]) -> FloatArray:
         """[q] in the order of ``rankings``."""
         ...
 
@@ -53,7 +54,7 @@ class HeldOut:
     """Queries no head was trained on, with the rankings they come from, in the same order."""
 
     labelled: LabelledSet
-    rankings: Sequence[LabelledQuery]
+    rankings: Sequence[Asked]
 
 
 @dataclass(frozen=True)
