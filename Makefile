@@ -7,7 +7,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-head bench-index up down
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-head bench-index bench-lookup up down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-index: setup ## Index tiers beside the bare FAISS call and plain scans, 10
 
 bench-head: setup ## Our head's trainer beside the published recipe: time and held-out mAP (half an hour on one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_head
+
+bench-lookup: setup ## The fast tier end to end over gRPC at 120k x 768, real servers and services (20 minutes on two quiet cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_lookup
 
 up: setup ## Start servers and services in the background (state in .byline/)
 	$(BIN)/byline up

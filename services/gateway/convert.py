@@ -109,8 +109,9 @@ def _answer(row: Job, stage_result: StageResult, corpus_id: str, withdrawn: Coll
         timings_ms={str(k): float(v) for k, v in (result.get("timings_ms") or {}).items()},
         create_time=timestamp(stage_result.created_at),
     )
-    if result.get("noise_floor") is not None:
-        answer.noise_floor = float(result["noise_floor"])
+    for field in ("noise_floor", "evidence", "evidence_floor"):
+        if result.get(field) is not None:
+            setattr(answer, field, float(result[field]))
     return answer
 
 
@@ -146,6 +147,7 @@ def _influence(entry: Mapping[str, Any], corpus_id: str) -> wire.Influence:
         influence.probability.low = float(entry.get("probability_low", value))
         influence.probability.high = float(entry.get("probability_high", value))
         influence.probability.coverage = float(entry.get("probability_coverage") or 0.0)
+        influence.probability.top = int(entry.get("probability_top") or 0)
     return influence
 
 

@@ -2,7 +2,7 @@
 
 Why it exists: every way of reading a job (Get, List, Watch, Attribute) must leave withdrawn items out. The
 answers are read first and the withdrawals after them (each statement sees what was committed before it), so a
-withdrawal that was acknowledged before the call began is always seen. One transaction for each call.
+withdrawal that was acknowledged before the call began is always seen. No transaction holds them together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection
 
 from attribution.v1 import attribution_job_pb2 as wire
-from byline.db.session import transaction
+from byline.db.session import single_statements
 from byline.errors import JobNotFound
 from byline.jobs.model import Job
 from byline.jobs.states import Kind, Stage
@@ -23,7 +23,7 @@ from services.gateway.context import GatewayContext
 
 def row(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> Job:
     """The row of a client's job. JobNotFound also for another project's jobs and for curation's."""
-    with transaction(context.engine) as connection:
+    with single_statements(context.engine) as connection:
         return _row(context, connection, project_id, job_id)
 
 
@@ -34,7 +34,7 @@ def changed(
 
     The end is told whatever was seen: a claim that Postgres forgot in a crash took its revision with it.
     """
-    with transaction(context.engine) as connection:
+    with single_statements(context.engine) as connection:
         job = _row(context, connection, project_id, job_id)
         if job.revision <= seen and not job.is_terminal:
             return job, None
@@ -43,7 +43,7 @@ def changed(
 
 def first_answer(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob | None:
     """A client's job once its lookup is over. JobNotFound also if Postgres crashed before the job was on its disk."""
-    with transaction(context.engine) as connection:
+    with single_statements(context.engine) as connection:
         job = _row(context, connection, project_id, job_id)
         return None if in_lookup(job) else _render(context, connection, [job], True)[0]
 
@@ -51,7 +51,7 @@ def first_answer(context: GatewayContext, project_id: str, job_id: uuid.UUID) ->
 def kept(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob:
     """A client's job that will survive a crash: flushed first, and only then looked for. JobNotFound as above."""
     context.jobs.flush()
-    with transaction(context.engine) as connection:
+    with single_statements(context.engine) as connection:
         return _render(context, connection, [_row(context, connection, project_id, job_id)], True)[0]
 
 
@@ -67,7 +67,7 @@ def render(context: GatewayContext, job: Job, *, with_answers: bool = True) -> w
 
 def render_all(context: GatewayContext, jobs: Iterable[Job], *, with_answers: bool) -> list[wire.AttributionJob]:
     """The messages of many rows. Results are read only where a job can have some that will be shown."""
-    with transaction(context.engine) as connection:
+    with single_statements(context.engine) as connection:
         return _render(context, connection, jobs, with_answers)
 
 

@@ -177,14 +177,15 @@ class WorkerChild:
         )
         return {Stage.LOOKUP: lookup}
 
-    def _take_waiting(self) -> int:
-        """Lookups that wait, without a doorbell; returns how many were claimed."""
+    def _take_waiting(self) -> bool:
+        """Take lookups that wait, without a doorbell; returns whether more may wait (or another word of them comes)."""
         if self._lookup is None or self._serving is None or not self._usable():
-            return 0
+            return False
         release_id = self._serving.current_id()
         if release_id is None:
-            return 0
-        return self._runner.run_waiting(Stage.LOOKUP, self._lookup, self._lookup.refused, release_id)
+            return False
+        self._runner.run_waiting(Stage.LOOKUP, self._lookup, self._lookup.refused, release_id)
+        return self._runner.more_may_wait
 
     def _verification_stages(self) -> Mapping[Stage, Work]:
         from byline.rankings.store import RankingStore

@@ -57,14 +57,14 @@ class Turns:
 
 
 class LookupPump:
-    """A thread that calls ``step`` until it says that nothing waits, then waits to be woken.
+    """A thread that calls ``step`` for as long as it says that more may wait, then waits to be woken.
 
     ``turn`` is held during each step; whoever else works in this process takes it, too.
     """
 
     def __init__(
         self,
-        step: Callable[[], int],
+        step: Callable[[], bool | int],
         turn: AbstractContextManager[object],
         stop: threading.Event,
         begin: Callable[[], None] = lambda: None,

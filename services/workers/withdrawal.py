@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, text
 
 from byline.errors import ItemWithdrawn
 
 _WITHDRAWN = text(
-    "SELECT item_id FROM items WHERE item_id IN :ids AND withdrawn_at IS NOT NULL ORDER BY item_id"
-).bindparams(bindparam("ids", expanding=True))
+    "SELECT item_id FROM items WHERE item_id = ANY(CAST(:ids AS bigint[])) AND withdrawn_at IS NOT NULL"
+    " ORDER BY item_id"
+)
 
 
 def refuse_withdrawn(connection: Connection, item_ids: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from byline.catalog.items import Item
@@ -24,6 +24,9 @@ from byline.errors import ModelNotFound, ModelNotUsable
 _corpora = Base.metadata.tables["corpora"]
 _models = Base.metadata.tables["models"]
 _items = Base.metadata.tables["items"]
+_WITHDRAWN_AMONG = text(
+    "SELECT item_id FROM items WHERE item_id = ANY(CAST(:ids AS bigint[])) AND withdrawn_at IS NOT NULL"
+)
 _audit = Base.metadata.tables["audit_events"]
 _BATCH = 10_000
 
@@ -215,8 +218,7 @@ class CatalogStore:
         """Which of these items are withdrawn, inside the caller's transaction: what one answer needs to know."""
         if not item_ids:
             return frozenset()
-        query = select(_items.c.item_id).where(_items.c.item_id.in_(item_ids), _items.c.withdrawn_at.is_not(None))
-        return frozenset(connection.execute(query).scalars())
+        return frozenset(connection.execute(_WITHDRAWN_AMONG, {"ids": list(item_ids)}).scalars())
 
     def withdrawn(self, corpus_id: str) -> frozenset[int]:
         """Ids of all withdrawn items of a corpus, as committed now. Ask once per answer, never cache."""

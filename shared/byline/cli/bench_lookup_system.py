@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -72,13 +73,13 @@ def make_release(
     import torch
 
     from byline.diffusion.model import DiffusionModel
-    from byline.features import FeatureSpec, load_extractor
+    from byline.features import load_extractor
+    from byline.features.registry import needs_model
     from byline.ranker.head import Head, HeadConfig, feature_blocks
     from byline.releases.builder import build_release
 
     rng = np.random.default_rng(seed)
-    with_denoiser = "denoiser" in FeatureSpec.parse(feature_spec).encoders
-    model = DiffusionModel.load(model_directory, device) if with_denoiser else None
+    model = DiffusionModel.load(model_directory, device) if needs_model(feature_spec) else None
     extractor = load_extractor(feature_spec, device=device, model=model)
     base = np.concatenate([extractor.extract([one.image], [one.caption]) for one in corpus])  # [b, d_in]
     features = synthetic_features(base, items, rng)
@@ -144,9 +145,38 @@ class BenchSystem:
         """Withdraw items, as their creators would."""
         CatalogStore(self.engine).withdraw(item_ids)
 
-    def _rows(self, statement: str, job_ids: Sequence[str]) -> list[tuple[object, ...]]:
+    def _rows(self, statement: str, job_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(statement), {"ids": list(job_ids)})]
+
+
+class Others:
+    """How much of the machine others used, and the load average, between two moments: beside every figure."""
+
+    def __init__(self, own: Callable[[], float]) -> None:
+        """``own``: processor seconds used so far by everything that is measured."""
+        self._own = own
+        self._begun, self._used = time.monotonic(), _busy_s() - own()
+
+    def cores(self) -> float:
+        """Cores used by others since the beginning."""
+        return max(0.0, (_busy_s() - self._own() - self._used) / (time.monotonic() - self._begun))
+
+
+def wait_for_quiet(own: Callable[[], float], patience_s: float, at_most: float = 0.15) -> None:
+    """Return when others used at most ``at_most`` of a core for 3 s, or when patience ends."""
+    ends = time.monotonic() + patience_s
+    while time.monotonic() < ends:
+        others = Others(own)
+        time.sleep(min(3.0, max(0.1, ends - time.monotonic())))
+        if others.cores() <= at_most:
+            return
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+                 - getattr(times, "guest_nice", 0.0))  # fmt: skip
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -52,14 +52,33 @@ class Marks:
 def row_of(asked: Sequence[Asked], *, clients: int, rate: float | None) -> dict[str, Any]:
     """One row of the result: ``rate`` jobs/s offered (None: every client asks again at once)."""
     answered = [one for one in asked if one.timings_ms is not None]
-    latencies = np.array([one.latency_ms for one in answered])
+    latencies = [one.latency_ms for one in answered]
     spent = max(one.ended for one in asked) - min(one.due for one in asked)
-    percentile = (lambda q: float(np.percentile(latencies, q))) if len(latencies) else (lambda q: math.nan)
+    p50, p90, p99 = np.percentile(latencies, [50, 90, 99]).tolist() if latencies else [math.nan] * 3
     return {
         "clients": clients, "rate": rate, "jobs": len(asked), "failed": len(asked) - len(answered),
-        "p50_ms": percentile(50), "p90_ms": percentile(90), "p99_ms": percentile(99),
+        "p50_ms": p50, "p90_ms": p90, "p99_ms": p99,
         "jobs_per_s": len(answered) / spent if spent > 0 else math.nan,
     }  # fmt: skip
+
+
+def summary(runs: Sequence[Mapping[str, Any]], target: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The runs of one load as one row: the median of each figure, the best run (least p99), and all of them.
+
+    A machine that others use too makes single runs lucky or unlucky, so neither stands alone. With ``target`` (p50,
+    p99) in milliseconds it says of how many runs both were met.
+    """
+    best = min(runs, key=lambda run: (math.inf if math.isnan(run["p99_ms"]) else run["p99_ms"]))
+    figures = ("p50_ms", "p90_ms", "p99_ms", "jobs_per_s")
+    row = {
+        **{name: runs[0][name] for name in ("variant", "name", "clients", "rate")},
+        "failed": sum(run["failed"] for run in runs), "jobs": sum(run["jobs"] for run in runs),
+        **{name: float(np.median([run[name] for run in runs])) for name in figures},
+        "best": dict(best), "runs": [dict(run) for run in runs],
+    }  # fmt: skip
+    if target is not None:
+        row["runs_within_target"] = sum(run["p50_ms"] <= target[0] and run["p99_ms"] <= target[1] for run in runs)
+    return row
 
 
 def parts_of(asked: Asked, marks: Marks) -> dict[str, float]:

@@ -6,20 +6,38 @@ the same request twice must give the same job; and a bounded queue is the only b
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import Connection, func, select, text, tuple_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, select, text, tuple_
 
 from byline.errors import InvalidRequest, QueueFull, RequestIdReused
 from byline.jobs.model import Job, NewJob, fingerprint, labelled_queries, pack_embedding
-from byline.jobs.rows import EVENTS, JOB_QUERIES, JOBS, to_job
-from byline.jobs.states import Kind, Stage, State, Tier, first_stage, stages
+from byline.jobs.rows import COLUMNS, JOB_QUERIES, JOBS, to_job
+from byline.jobs.states import Kind, Stage, Tier, first_stage, stages
 
 #: Below ``bound - margin`` jobs are admitted without a lock: concurrent creators cannot overshoot by more.
 _MARGIN = 256
 _LOCK_CLASS = 0x62796C  # first key of the advisory locks, the second is the stage's number
+
+# One statement, and text: what a lookup of milliseconds pays for building and sending statements is most of its cost.
+_INSERT = text(f"""
+WITH made AS (
+    INSERT INTO jobs (id, project_id, request_id, fingerprint, kind, model_id, prompt, image_sha256, embedding, tier,
+        verification, top_k, candidates, payload, state, stage, max_attempts, expire_time)
+    VALUES (:id, :project_id, :request_id, :fingerprint, :kind, :model_id, :prompt, :image_sha256, :embedding, :tier,
+        :verification, :top_k, :candidates, CAST(:payload AS jsonb), 'QUEUED', :stage, :max_attempts,
+        now() + make_interval(secs => :ttl_s))
+    ON CONFLICT DO NOTHING RETURNING *
+), noted AS (
+    INSERT INTO job_events (job_id, to_state, stage, actor, fence, reason)
+    SELECT id, state, stage, 'client', 0, 'created' FROM made
+), lazily AS (
+    SELECT CASE WHEN :lazy THEN set_config('synchronous_commit', 'off', true) END FROM made
+)
+SELECT {COLUMNS} FROM made LEFT JOIN lazily ON true
+""")  # noqa: S608
 
 Key = tuple[str, str]
 
@@ -29,23 +47,28 @@ def admit(
     news: Sequence[NewJob],
     bounds: Mapping[Stage, int],
     new_id: Callable[[], uuid.UUID],
+    *,
+    lazy: bool = False,
 ) -> list[tuple[Job, bool]]:
     """Insert what is new; return each request's job, and whether this call created it, in order.
 
     All or nothing. Raises ``RequestIdReused`` (same id, other contents) and ``QueueFull``; a request that
-    exists already is answered even when the queue is full. Insert first, then look: no read-then-write race.
+    exists already is answered even when the queue is full. Insert first, then look: no read-then-write race. A ``lazy``
+    commit of new jobs does not wait for the disk.
     """
     if not news:
         return []
     prints = {_key(new): fingerprint(_checked(new)) for new in reversed(news)}
     # Sorted, so that two batches with common ids wait for each other instead of deadlocking.
     unique = {_key(new): new for new in reversed(news)}
-    values = [_columns(unique[key], prints[key], new_id()) for key in sorted(unique)]
-    statement = insert(JOBS).values(values).on_conflict_do_nothing().returning(*JOBS.c)
-    created = {_key(job): job for job in map(to_job, connection.execute(statement).mappings())}
+    created: dict[Key, Job] = {}
+    for key in sorted(unique):
+        values = _columns(unique[key], prints[key], new_id()) | {"lazy": lazy}
+        row = connection.execute(_INSERT, values).mappings().first()
+        if row is not None:
+            created[key] = to_job(row)
     if created:
         _check_bounds(connection, list(created.values()), bounds)
-        connection.execute(EVENTS.insert(), [_created(job) for job in created.values()])
         if labels := [row for job in created.values() for row in _labels(job)]:
             connection.execute(JOB_QUERIES.insert(), labels)
     missing = [key for key in unique if key not in created]
@@ -88,23 +111,10 @@ def _columns(new: NewJob, print_: str, job_id: uuid.UUID) -> dict[str, object]:
         "verification": new.verification,
         "top_k": new.top_k,
         "candidates": new.candidates,
-        "payload": dict(new.payload),
-        "state": State.QUEUED,
+        "payload": json.dumps(dict(new.payload)),
         "stage": first_stage(new.kind),
         "max_attempts": new.max_attempts,
-        "expire_time": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, float(new.ttl_s)),
-    }
-
-
-def _created(job: Job) -> dict[str, object]:
-    return {
-        "job_id": job.id,
-        "from_state": None,
-        "to_state": State.QUEUED,
-        "stage": job.stage,
-        "actor": "client",
-        "fence": 0,
-        "reason": "created",
+        "ttl_s": float(new.ttl_s),
     }
 
 

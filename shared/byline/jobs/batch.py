@@ -50,6 +50,8 @@ class BatchRunner(StageRunner):
     def __init__(self, store: JobStore, worker_id: str, lease_s: float, clock: Callable[[], float], **options: Any):
         super().__init__(store, worker_id, lease_s, clock, **options)
         self._mean_s = BUDGET_S
+        #: Whether the last claim took as many as it asked for. If not, nothing waited that nobody else was taking.
+        self.more_may_wait = False
 
     def run_waiting(self, stage: Stage, work: Work, refuse: Refuse, release_id: str | None = None) -> int:
         """Claim, work and complete; returns how many jobs were claimed (0: nothing waits).
@@ -58,6 +60,7 @@ class BatchRunner(StageRunner):
         """
         most = max(1, min(MOST, int(BUDGET_S / max(self._mean_s, 1e-4))))
         claims = self._store.claim_waiting(stage, self._worker_id, self._lease_s, release_id, most)
+        self.more_may_wait = len(claims) == most
         if not claims:
             return 0
         batch = [_Worked(claim, Beat(self._stop, self._clock)) for claim in claims]

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Table, func, insert, text, update
 
 from byline.db.models import JobEventRow, JobQueryRow, JobResultRow, JobRow
 from byline.errors import AttemptsExhausted, BylineError
@@ -25,6 +25,15 @@ JOB_QUERIES: Table = JobQueryRow.metadata.tables["job_queries"]
 
 #: Columns that a job has only while a worker holds it.
 NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_until": None}
+
+
+#: All columns of a job, for statements that are text.
+COLUMNS = ", ".join(JOBS.c.keys())
+_FIND = text(f"SELECT {COLUMNS} FROM jobs WHERE id = :id")  # noqa: S608
+_FIND_LOCKED = text(f"SELECT {COLUMNS} FROM jobs WHERE id = :id FOR UPDATE")  # noqa: S608
+_RESULTS = text(
+    "SELECT stage, release_id, fence, result, created_at FROM job_results WHERE job_id = :id ORDER BY created_at"
+)
 
 
 def to_job(row: RowMapping) -> Job:
@@ -65,9 +74,13 @@ def to_result(row: RowMapping) -> StageResult:
 
 def find(connection: Connection, job_id: uuid.UUID, *, lock: bool = False) -> Job | None:
     """The job, row-locked until the transaction ends if ``lock``."""
-    statement = select(JOBS).where(JOBS.c.id == job_id)
-    row = connection.execute(statement.with_for_update() if lock else statement).mappings().first()
+    row = connection.execute(_FIND_LOCKED if lock else _FIND, {"id": job_id}).mappings().first()
     return None if row is None else to_job(row)
+
+
+def results_of(connection: Connection, job_id: uuid.UUID) -> list[StageResult]:
+    """What the finished stages of a job found, in their order."""
+    return [to_result(row) for row in connection.execute(_RESULTS, {"id": job_id}).mappings()]
 
 
 def add_event(connection: Connection, job: Job, before: State | None, *, stage: Stage, actor: str, reason: str) -> None:

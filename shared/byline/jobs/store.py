@@ -15,15 +15,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text, tuple_
 
-from byline.db.session import transaction
+from byline.db.session import single_statements, transaction
 from byline.errors import BylineError, JobNotCancellable, JobNotFound
 from byline.jobs import admission, dead, leases, outbox, waiting
 from byline.jobs.model import Claim, Job, JobEvent, NewJob, StageResult
 from byline.jobs.outbox import Doorbell, StageDepth
-from byline.jobs.rows import EVENTS, JOBS, RESULTS, change, find, to_event, to_job, to_result
+from byline.jobs.rows import EVENTS, JOBS, change, find, results_of, to_event, to_job
 from byline.jobs.states import Stage, State
 
-_LAZY = text("SELECT set_config('synchronous_commit', 'off', true)")
 #: A commit waits for the disk only if it wrote something: this writes a few bytes to the log and to no table.
 _FLUSH = text("SELECT pg_logical_emit_message(true, 'byline', '')")
 
@@ -68,10 +67,8 @@ class JobStore:
 
         Without ``flush`` the commit does not wait for the disk: such a job is no promise yet (see ``flush``).
         """
-        made = admission.admit(connection, news, self._bounds, self._new_id)
-        if not flush:
-            connection.execute(_LAZY)
-        elif not all(created for _, created in made):
+        made = admission.admit(connection, news, self._bounds, self._new_id, lazy=not flush)
+        if flush and not all(created for _, created in made):
             connection.execute(_FLUSH)  # the job this request made before may not be on disk yet
         return made
 
@@ -150,9 +147,7 @@ class JobStore:
     @staticmethod
     def results_within(connection: Connection, job_id: uuid.UUID) -> dict[Stage, StageResult]:
         """As ``results``, inside the caller's transaction."""
-        statement = select(RESULTS).where(RESULTS.c.job_id == job_id).order_by(RESULTS.c.created_at)
-        found = [to_result(row) for row in connection.execute(statement).mappings()]
-        return {result.stage: result for result in found}
+        return {result.stage: result for result in results_of(connection, job_id)}
 
     def events(self, job_id: uuid.UUID) -> Sequence[JobEvent]:
         """Every change of the job's state, oldest first."""
@@ -169,14 +164,14 @@ class JobStore:
 
         Pins ``release_id`` to the job if none is pinned yet; read the pinned one from ``claim.job``.
         """
-        with transaction(self._engine) as connection:
+        with single_statements(self._engine) as connection:
             return leases.claim(connection, job_id, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id)
 
     def claim_waiting(
         self, stage: Stage, worker_id: str, lease_s: float, release_id: str | None, most: int
     ) -> Sequence[Claim]:
         """Take the leases of up to ``most`` jobs that wait for ``stage``; see ``waiting.claim_waiting``."""
-        with transaction(self._engine) as connection:
+        with single_statements(self._engine) as connection:
             return waiting.claim_waiting(
                 connection, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id, most=most
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from byline.evaluation.bench_lookup import (
     draw,
     parts_of,
     row_of,
+    summary,
     synthetic_features,
 )
 
@@ -42,6 +44,18 @@ def test_failures_are_counted_and_do_not_flatter_the_rate() -> None:
     assert (row["jobs"], row["failed"]) == (10, 5)
     assert row["jobs_per_s"] == pytest.approx(5 / 9.5)
     assert row["p50_ms"] == pytest.approx(500.0)
+
+
+def run_of(p50: float, p99: float) -> dict[str, Any]:
+    return {"variant": "v", "name": "50/s", "clients": 256, "rate": 50.0, "jobs": 10, "failed": 1,
+            "p50_ms": p50, "p90_ms": p50, "p99_ms": p99, "jobs_per_s": 50.0, "cores_used_by_others": 0.1}  # fmt: skip
+
+
+def test_a_row_is_the_median_of_its_runs_beside_the_best_and_counts_those_within_the_target() -> None:
+    row = summary([run_of(30, 90), run_of(10, 40), run_of(12, 60)], target=(15, 50))
+    assert (row["p50_ms"], row["p99_ms"], row["best"]["p99_ms"]) == (12, 60, 40)
+    assert (row["runs_within_target"], len(row["runs"]), row["failed"], row["jobs"]) == (1, 3, 3, 30)
+    assert row["best"]["cores_used_by_others"] == 0.1
 
 
 def test_means_of_parts_add_up_to_the_mean_call() -> None:
