@@ -68,6 +68,9 @@ def checked_queries(queries: Vectors, k: int, dim: int) -> Vectors:
 
 def best(scores: Vectors, positions: Positions, k: int) -> tuple[Vectors, Positions]:
     """The k best of every row [q, m]: by score, then by position. Padding is position NO_ITEM with score -inf."""
+    if len(scores) == 1:  # plain indexing takes half the time
+        first = np.lexsort((positions[0], -scores[0]))[:k]
+        return scores[:, first], positions[:, first]
     order = np.lexsort((positions, -scores), axis=-1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
 
@@ -127,13 +130,15 @@ class ExactStore:
         """
         queries, positions = np.ascontiguousarray(queries), np.ascontiguousarray(positions)
         out = np.empty(positions.shape, dtype=np.float32)
-        asked = np.maximum(positions, 0)
+        padded = bool(positions.size) and int(positions.min()) < 0
+        asked = np.maximum(positions, 0) if padded else positions
         if positions.size:
             self.flat.compute_distance_subset(
                 len(queries), native.swig_ptr(queries), positions.shape[1], native.swig_ptr(out),
                 native.swig_ptr(asked),
             )  # fmt: skip
-        out[positions == NO_ITEM] = -np.inf
+        if padded:
+            out[positions == NO_ITEM] = -np.inf
         return out
 
     def exact(self, queries: Vectors, k: int, allowed: Allowed, scores: Vectors, positions: Positions) -> None:
@@ -161,6 +166,9 @@ class ExactStore:
         """Ids of positions; NO_ITEM stays."""
         if not self.ntotal:
             return np.full(positions.shape, NO_ITEM, dtype=np.int64)
+        if positions.size and int(positions.min()) >= 0:
+            named: Ids = self.ids[positions]
+            return named
         return np.where(positions == NO_ITEM, NO_ITEM, self.ids[np.maximum(positions, 0)])
 
     def vectors(self, ids: Ids) -> Vectors:

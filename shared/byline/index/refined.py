@@ -130,6 +130,13 @@ class RefinedIndex(ABC):
     ) -> None:  # fmt: skip
         """Answer a few queries. Those that come out short are asked again alone, so that none depends on another."""
         rough, found = self._candidates(queries, depth, allowed, selector)
+        if len(queries) == 1 and found[0, -1] != NO_ITEM and rough[0, k] > rough[0, -1]:
+            # What nearly every call is: one query, enough candidates. The same answer as below, with half of the calls.
+            kept = np.sort(found[0, rough[0] > rough[0, -1]])  # ascending: ties by position, rows read in their order
+            exact = self._store.scores(queries, kept[None])[0]
+            order = np.argsort(-exact, kind="stable")[:k]
+            scores[0], positions[0] = exact[order], kept[order]
+            return
         found = _without_cut_ties(rough, found)
         enough = (found != NO_ITEM).sum(axis=1) >= k
         for row in np.flatnonzero(~enough):
