@@ -74,6 +74,7 @@ class WithdrawnItems:
             return known[2]
         # Version first, set after: a change in between is read again next time.
         ids = np.array(sorted(self._read()), dtype=np.int64)
+        ids.setflags(write=False)  # so that an index may remember where they are
         with self._lock:
             self._known = (version, self._clock() + self._keep_s, ids)
         return ids

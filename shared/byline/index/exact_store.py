@@ -83,6 +83,7 @@ class ExactStore:
         self.ids = ids
         self.flat = flat
         self._longest: float | None = None
+        self._remembered: tuple[Ids, Allowed] | None = None
         if len(ids) != flat.ntotal or (len(ids) > 1 and not bool((np.diff(ids) > 0).all())):
             raise ReleaseCorrupt("the index's ids are not distinct, ascending and one for each vector")
 
@@ -113,10 +114,22 @@ class ExactStore:
         return self._longest
 
     def allowed(self, exclude: Ids | None) -> Allowed:
-        """Everything but ``exclude``; ids that are not held do no harm."""
+        """Everything but ``exclude``; ids that are not held do no harm.
+
+        The last read-only array is remembered: a service leaves the same items out of one search after another, and
+        finding a hundred thousand of them takes longer than the search.
+        """
         if exclude is None or len(exclude) == 0 or self.ntotal == 0:
             return Allowed(None, self.ntotal)
-        wanted = np.asarray(exclude, dtype=np.int64)
+        remembered = self._remembered
+        if remembered is not None and remembered[0] is exclude:
+            return remembered[1]
+        found = self._allowed(np.sort(np.asarray(exclude, dtype=np.int64)))  # in order it is found three times as fast
+        if isinstance(exclude, np.ndarray) and not exclude.flags.writeable:
+            self._remembered = (exclude, found)
+        return found
+
+    def _allowed(self, wanted: Ids) -> Allowed:
         positions = np.minimum(np.searchsorted(self.ids, wanted), self.ntotal - 1)
         mask = np.ones(self.ntotal, dtype=bool)
         mask[positions[self.ids[positions] == wanted]] = False

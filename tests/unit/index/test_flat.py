@@ -111,3 +111,19 @@ def test_vectors_come_back_by_id_as_they_were_given(index: FlatIndex, tmp_path: 
     for unknown in (int(IDS.max()) + 1, -5):
         with pytest.raises(KeyError, match=str(unknown)):
             again.vectors(np.array([IDS[0], unknown]))
+
+
+def test_a_filter_is_remembered_only_where_it_cannot_change_unseen(index: FlatIndex) -> None:
+    query = np.ones((1, index.dim), dtype=np.float32)
+    first = index.search(query, 3)[1][0]
+    removed = first[:1].copy()
+    assert first[0] not in index.search(query, 3, removed)[1]
+    removed[0] = first[1]
+    after = index.search(query, 3, removed)[1]
+    assert first[0] in after and first[1] not in after
+    fixed, other = first[:1].copy(), first[1:2].copy()
+    for array in (fixed, other):
+        array.setflags(write=False)
+    for array in (fixed, other, fixed, fixed):
+        found = index.search(query, 3, array)[1]
+        assert array[0] not in found and len(np.intersect1d(found, first)) == 2
