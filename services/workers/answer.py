@@ -21,8 +21,12 @@ Answer = dict[str, Any]
 
 #: What only the lookup knows of an item.
 _OF_THE_STUDENT = (
-    "cosine", "probability", "probability_low", "probability_high", "probability_coverage", "retrieved_rank",
+    "cosine", "probability", "probability_low", "probability_high", "probability_coverage", "probability_top",
+    "retrieved_rank",
 )  # fmt: skip
+
+#: What the lookup says of an answer as a whole; the slower tiers keep it.
+_VERDICT = ("not_attributable", "noise_floor", "evidence", "evidence_floor")
 
 
 def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Probability | None) -> Influence:
@@ -34,6 +38,7 @@ def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Pr
         "probability_low": None if probability is None else probability.low,
         "probability_high": None if probability is None else probability.high,
         "probability_coverage": None if probability is None else probability.coverage,
+        "probability_top": None if probability is None else probability.top,
         "retrieved_rank": rank,
     }
 
@@ -62,6 +67,8 @@ def retrieved_answer(
     not_attributable: bool,
     noise_floor: float | None,
     timings_ms: Mapping[str, float],
+    evidence: float | None = None,
+    evidence_floor: float | None = None,
 ) -> Answer:
     """The lookup stage's answer: the first ``top_k`` influences; the rest wait as ``candidates`` for the teacher."""
     return {
@@ -70,6 +77,8 @@ def retrieved_answer(
         "model_revision": model_revision,
         "not_attributable": not_attributable,
         "noise_floor": noise_floor,
+        "evidence": evidence,
+        "evidence_floor": evidence_floor,
         "influences": list(influences[:top_k]),
         "candidates": list(influences[top_k:]),
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
@@ -121,8 +130,7 @@ def verified_answer(
         "tier": "VERIFIED",
         "release_id": retrieved["release_id"],
         "model_revision": model_revision,
-        "not_attributable": retrieved["not_attributable"],
-        "noise_floor": retrieved.get("noise_floor"),
+        **{name: retrieved.get(name) for name in _VERDICT},
         "influences": ranked[:top_k],
         "candidates": ranked[top_k:],
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
@@ -162,8 +170,7 @@ def estimated_answer(
         "tier": "ESTIMATED",
         "release_id": release_id,
         "model_revision": model_revision,
-        "not_attributable": retrieved["not_attributable"],
-        "noise_floor": retrieved.get("noise_floor"),
+        **{name: retrieved.get(name) for name in _VERDICT},
         "influences": influences,
         "candidates": [],
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},

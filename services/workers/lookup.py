@@ -80,6 +80,8 @@ class LookupStage:
             not_attributable=not calibrator.attributes(scores, evidence),
             noise_floor=calibrator.noise_floor(evidence is not None),
             timings_ms=timings,
+            evidence=evidence,
+            evidence_floor=calibrator.evidence_floor,
         )
         named = item_ids_of(answer)
         return Outcome(answer, also=lambda connection: self._refuse(connection, named))

@@ -144,7 +144,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[Progress.Stage, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time")
+    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time", "evidence", "evidence_floor")
     class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         VERDICT_UNSPECIFIED: _ClassVar[Answer.Verdict]
@@ -172,6 +172,8 @@ class Answer(_message.Message):
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_MS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FLOOR_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     release: str
     model_revision: str
@@ -184,7 +186,9 @@ class Answer(_message.Message):
     credit: Credit
     timings_ms: _containers.ScalarMap[str, float]
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    evidence: float
+    evidence_floor: float
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evidence: _Optional[float] = ..., evidence_floor: _Optional[float] = ...) -> None: ...
 
 class Influence(_message.Message):
     __slots__ = ("item", "item_id", "rank", "cosine", "tau", "standard_error", "probability", "retrieved_rank", "caption", "creator", "licence", "near_duplicate_group", "image_sha256")
@@ -217,16 +221,18 @@ class Influence(_message.Message):
     def __init__(self, item: _Optional[str] = ..., item_id: _Optional[int] = ..., rank: _Optional[int] = ..., cosine: _Optional[float] = ..., tau: _Optional[float] = ..., standard_error: _Optional[float] = ..., probability: _Optional[_Union[Probability, _Mapping]] = ..., retrieved_rank: _Optional[int] = ..., caption: _Optional[str] = ..., creator: _Optional[str] = ..., licence: _Optional[str] = ..., near_duplicate_group: _Optional[int] = ..., image_sha256: _Optional[str] = ...) -> None: ...
 
 class Probability(_message.Message):
-    __slots__ = ("value", "low", "high", "coverage")
+    __slots__ = ("value", "low", "high", "coverage", "top")
     VALUE_FIELD_NUMBER: _ClassVar[int]
     LOW_FIELD_NUMBER: _ClassVar[int]
     HIGH_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
     value: float
     low: float
     high: float
     coverage: float
-    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
+    top: int
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., coverage: _Optional[float] = ..., top: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("policy", "shares", "unattributed")

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from byline.catalog.ingest import ingest
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.cli.demo_lookups import SteadyLookups
 from byline.cli.demo_page import ShownQuery, render
+from byline.cli.demo_strangers import short, shown_strangers, strangers, thumbnails
 from byline.client import Client
 from byline.config import Settings, load_settings, repository_root
 from byline.db import make_engine
@@ -71,6 +72,9 @@ EASY_TO_JUDGE = (
     "bison (animal)",
     "lemonade (food, beverage)",
 )
+
+#: Answers, or attributions, each with how long it took (fast ones in milliseconds, slow ones in seconds).
+Answered = Sequence[tuple[Any, float]]
 
 console = Console(stderr=True)
 
@@ -190,7 +194,9 @@ def ask_fast(client: Client, prompts: Sequence[Prompt]) -> list[tuple[Any, float
         started = time.monotonic()
         attribution = client.attribute(prompt.image, prompt.text, top_k=40)
         answers.append((attribution, 1e3 * (time.monotonic() - started)))
-        table = Table(title=f"“{prompt.text}”: {answers[-1][1]:.0f} ms, {attribution.release.rpartition('/')[2]}")
+        verdict = ", NOT ATTRIBUTABLE" if attribution.not_attributable else ""
+        release = attribution.release.rpartition("/")[2]
+        table = Table(title=f"“{prompt.text}”: {answers[-1][1]:.0f} ms, {release}{verdict}")
         for name in ("rank", "score", "caption", "artist"):
             table.add_column(name)
         for one in attribution.influences[:5]:
@@ -305,6 +311,9 @@ def _run(settings: Settings, client: Client, count: int, started: float) -> None
         prompts = held_out_prompts(settings, snapshot, count)
     with step("Fast answers (tier RETRIEVED)"):
         fast = ask_fast(client, prompts)
+    with step("Pictures that are not this model's, or not of that prompt"):
+        foreign = [Prompt(text, 0, image) for image, text in strangers([(p.image, p.text) for p in prompts])]
+        refused = ask_fast(client, foreign)
     estimated: list[tuple[Any, float]] = []
     if releases[-1].manifest.sketches is not None:
         with step("Estimated answers (tier ESTIMATED): one gradient against sketches of the whole corpus"):
@@ -317,12 +326,12 @@ def _run(settings: Settings, client: Client, count: int, started: float) -> None
     if count_rankings(engine, settings.model_id, settings.curation_family) < labelled:
         with step("Curation adds rankings, the trainer a release, and lookups go on"):
             swap = refresh_under_load(settings, engine, client, prompts, later, releases)
-    _report(settings, client, engine, prompts, fast, estimated, slow, swap, releases, started)
+    _report(settings, client, engine, prompts, fast, foreign, refused, estimated, slow, swap, releases, started)
 
 
 def _report(
-    settings: Settings, client: Client, engine: Engine, prompts: Sequence[Prompt], fast: Sequence[tuple[Any, float]],
-    estimated: Sequence[tuple[Any, float]], slow: Sequence[tuple[Any, float]], swap: dict[str, Any] | None,
+    settings: Settings, client: Client, engine: Engine, prompts: Sequence[Prompt], fast: Answered,
+    foreign: Sequence[Prompt], nulls: Answered, estimated: Answered, slow: Answered, swap: dict[str, Any] | None,
     releases: Sequence[ReleaseRecord], started: float,
 ) -> None:  # fmt: skip
     [corpus] = [c for c in CatalogStore(engine).corpora() if c.corpus_id == settings.corpus_id]
@@ -332,7 +341,7 @@ def _report(
     if estimated:
         # The last one: the first also opens the release and loads the teacher.
         latency["estimated"] = 1e3 * estimated[-1][1]
-    answered = len(fast) + 1 + len(estimated) + len(slow) + (swap["lookups"] if swap else 0)
+    answered = len(fast) + len(nulls) + 2 + len(estimated) + len(slow) + (swap["lookups"] if swap else 0)
     failed = swap["failed"] if swap else 0
     candidates = max(1, len(slow[0][0].influences))
     latest = releases[-1]
@@ -349,6 +358,11 @@ def _report(
         "releases": [release_row(ReleaseRegistry(engine).get(record.release_id)) for record in releases],
         "jobs": {"submitted": answered, "succeeded": answered - failed, "failed": failed},
         "corpus": {"items": corpus.items, "creators": corpus.creators},
+        "not_attributable": {
+            name: [sum(bool(attribution.not_attributable) for attribution, _ in found), len(found)]
+            for name, found in (("queries", fast), ("strangers", nulls))
+        },
+        "calibration": latest.metrics.get("calibration"),
         "swap": swap or {"lookups": 0, "failed": 0, "mixed": 0, "live_rankings": 0},
     }
     folder = repository_root() / "reports" / "demo"
@@ -360,20 +374,20 @@ def _report(
         prompts, fast, estimated, slow
     ):
         answers = [attribution, *(found[0] for found in (estimate, verification) if found)]
-        wanted = {one.item_id: one.name for answer in answers for one in answer.influences[:8]}
         shown.append(
             ShownQuery(
                 prompt=prompt.text, image=prompt.image, latency_ms=milliseconds,
-                retrieved=_short(attribution.answer),
+                retrieved=short(attribution.answer),
                 verified=verification[0] if verification else None,
                 verified_seconds=verification[1] if verification else None,
-                thumbnails={item_id: client.item_image(name) for item_id, name in wanted.items()},
+                thumbnails=thumbnails(client, answers),
                 estimated=estimate[0] if estimate else None,
                 estimated_seconds=estimate[1] if estimate else None,
             )
         )  # fmt: skip
+    others = shown_strangers(client, [(prompt.image, prompt.text) for prompt in foreign], nulls)
     header = {"command": "make demo", "seconds": seconds, "machine": machine(), "commit": commit[:12] or "none"}
-    (folder / "index.html").write_text(render({**figures, **header}, shown))
+    (folder / "index.html").write_text(render({**figures, **header}, shown, others))
     console.print(f"[bold]{folder / 'index.html'}[/bold]")
     between = f"estimated {latency['estimated'] / 1000:.1f} s, " if estimated else ""
     console.print(
@@ -381,8 +395,3 @@ def _report(
         f"mAP@{figures['map']['L']}: head {figures['map']['head']:.3f}, best raw "
         f"{max(figures['map']['raw'].values()):.3f}; {seconds:.0f} s in all"
     )
-
-
-def _short(answer: Any) -> Any:
-    """The answer with its release's bare id, for people."""
-    return replace(answer, release=answer.release.rpartition("/")[2])

@@ -10,7 +10,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from byline.cli.show import verdict_line, with_error
+from byline.cli.show import probability_name, verdict_line, with_error, with_interval
 from byline.client import Answer, Influence, Job
 
 _MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp"))
@@ -61,19 +61,19 @@ def page(job: Job, query: bytes | None, items: dict[int, bytes]) -> str:
 
 def _section(answer: Answer, items: dict[int, bytes]) -> str:
     heading = {"RETRIEVED": "Retrieved", "ESTIMATED": "Estimated", "VERIFIED": "Verified"}.get(answer.tier, answer.tier)
-    figures = "".join(_figure(influence, items.get(influence.item_id)) for influence in answer.influences)
+    named = probability_name(answer)
+    figures = "".join(_figure(influence, items.get(influence.item_id), named) for influence in answer.influences)
     note = f"{verdict_line(answer)} · release {answer.release.rpartition('/')[2]} · higher means more influential"
     return f'<h2>{escape(heading)}</h2><p class="soft">{escape(note)}</p><div class="grid">{figures}</div>'
 
 
-def _figure(influence: Influence, image: bytes | None) -> str:
+def _figure(influence: Influence, image: bytes | None, probability: str | None) -> str:
     caption = escape(influence.caption or f"item {influence.item_id}")
     picture = f'<img src="{_data_url(image)}" alt="{caption}">' if image else '<div class="none">no picture</div>'
     rows = [("score", "" if influence.cosine is None else f"{influence.cosine:.3f}")]
     rows.append(("τ", with_error(influence.tau, influence.standard_error)))
-    if influence.probability is not None:
-        p = influence.probability
-        rows.append(("P(top)", f"{p.value:.2f} [{p.low:.2f}, {p.high:.2f}]"))
+    if probability is not None:
+        rows.append((probability, with_interval(influence.probability)))
     rows.append(("licence", influence.licence))
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text)
     return (

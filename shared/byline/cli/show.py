@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from byline.client import Answer, Client, Job
+from byline.client import Answer, Client, Job, Probability
 from byline.config import load_settings
 from byline.errors import BlobNotFound, ItemNotFound
 
@@ -72,7 +72,7 @@ def table(job: Job, answer: Answer) -> Table:
     caption = verdict_line(answer)
     found = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     verified = any(influence.tau is not None for influence in answer.influences)
-    calibrated = any(influence.probability is not None for influence in answer.influences)
+    calibrated = probability_name(answer)
     found.add_column("#", justify="right")
     if verified:
         found.add_column("was", justify="right")
@@ -82,8 +82,8 @@ def table(job: Job, answer: Answer) -> Table:
     found.add_column("score", justify="right")
     if verified:
         found.add_column("influence τ", justify="right")
-    if calibrated:
-        found.add_column("P(top)", justify="right")
+    if calibrated is not None:
+        found.add_column(calibrated, justify="right")
     found.add_column("item", justify="right")
     for one in answer.influences:
         cells = [str(one.rank)]
@@ -97,9 +97,8 @@ def table(job: Job, answer: Answer) -> Table:
         ]
         if verified:
             cells.append(with_error(one.tau, one.standard_error))
-        if calibrated:
-            p = one.probability
-            cells.append("" if p is None else f"{p.value:.2f} ({p.low:.2f}–{p.high:.2f})")
+        if calibrated is not None:
+            cells.append(with_interval(one.probability))
         found.add_row(*cells, str(one.item_id))
     return found
 
@@ -108,7 +107,7 @@ def verdict_line(answer: Answer) -> str:
     """What must be said about the answer as a whole, in one line."""
     parts = []
     if answer.not_attributable:
-        parts.append("NOT ATTRIBUTABLE: nothing rises above the noise floor; these only came nearest")
+        parts.append(f"NOT ATTRIBUTABLE: {refusal(answer)}; these only came nearest")
     if answer.tier == "RETRIEVED":
         parts.append("predicted by the student, not verified")
     elif answer.tier == "ESTIMATED":
@@ -120,11 +119,36 @@ def verdict_line(answer: Answer) -> str:
         parts.append(f"scored by {answer.teacher_id or 'the teacher'}, {answer.draws} draws")
     if any(influence.cosine is not None for influence in answer.influences):
         parts.append(SCORE)
+    if (named := probability_name(answer)) is not None:
+        coverage = next(one.probability.coverage for one in answer.influences if one.probability is not None)
+        parts.append(f"{named}: how likely the teacher puts it there, with an interval that holds {coverage:.0%}")
     if answer.withdrawn_influences:
         parts.append(f"{answer.withdrawn_influences} withdrawn since")
     if "total" in answer.timings_ms:
         parts.append(f"{answer.timings_ms['total']:.1f} ms in the worker")
     return " · ".join(parts)
+
+
+def refusal(answer: Answer) -> str:
+    """Why an answer attributes nothing."""
+    found, needed = answer.evidence, answer.evidence_floor
+    if found is not None and needed is not None and found < needed:
+        return f"the model seems not to have made this image from this prompt (evidence {found:.3f} of {needed:.3f})"
+    floor = "" if answer.noise_floor is None else f" ({answer.noise_floor:.3g})"
+    return f"nothing rises above the noise floor{floor}"
+
+
+def probability_name(answer: Answer) -> str | None:
+    """What the probabilities of an answer are of; None if it has none."""
+    for one in answer.influences:
+        if one.probability is not None:
+            return f"P(top {one.probability.top})" if one.probability.top else "P(top)"
+    return None
+
+
+def with_interval(probability: Probability | None) -> str:
+    """A probability with its interval; empty if there is none."""
+    return "" if probability is None else f"{probability.value:.2f} ({probability.low:.2f}–{probability.high:.2f})"
 
 
 def with_error(value: float | None, error: float | None) -> str:

@@ -29,12 +29,16 @@ TERMINAL = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 @dataclass(frozen=True, slots=True)
 class Probability:
-    """Calibrated probability with its interval; ``coverage`` is the interval's nominal coverage."""
+    """Calibrated probability to be among the teacher's ``top`` most influential items (0: the release does not say).
+
+    ``low``, ``high`` is an interval of nominal coverage ``coverage``.
+    """
 
     value: float
     low: float
     high: float
     coverage: float
+    top: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ class Answer:
     tier: str
     release: str
     model_revision: str
-    #: True when nothing rises above the noise floor; None when the release has no noise floor.
+    #: True when nothing rises above the noise floor, or the evidence says that the model did not make this image from
+    #: this prompt; None when the release has no noise floor.
     not_attributable: bool | None
     noise_floor: float | None
     influences: tuple[Influence, ...]
@@ -93,6 +98,10 @@ class Answer:
     credit: Credit | None
     timings_ms: Mapping[str, float]
     create_time: datetime | None
+    #: How much better the model predicts the image with the prompt than without, and what that must reach; None where
+    #: not known, or not asked for.
+    evidence: float | None = None
+    evidence_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +186,7 @@ class Attribution:
 
     @property
     def not_attributable(self) -> bool:
-        """Whether nothing rises above the noise floor."""
+        """Whether the answer says that nothing can be attributed; see ``Answer.not_attributable``."""
         return bool(self.answer.not_attributable)
 
     def __iter__(self) -> Iterator[Influence]:

@@ -68,6 +68,8 @@ def answer(message: job_wire.Answer) -> values.Answer:
         credit=_credit(message.credit) if message.HasField("credit") else None,
         timings_ms=dict(message.timings_ms),
         create_time=_time(message, "create_time"),
+        evidence=_optional(message, "evidence"),
+        evidence_floor=_optional(message, "evidence_floor"),
     )
 
 
@@ -76,7 +78,7 @@ def influence(message: job_wire.Influence) -> values.Influence:
     probability = None
     if message.HasField("probability"):
         p = message.probability
-        probability = values.Probability(p.value, p.low, p.high, p.coverage)
+        probability = values.Probability(p.value, p.low, p.high, p.coverage, p.top)
     return values.Influence(
         item_id=message.item_id,
         rank=message.rank,

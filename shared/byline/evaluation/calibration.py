@@ -28,12 +28,16 @@ KIND = "isotonic_margin"
 
 
 class Probability(NamedTuple):
-    """P(the item is among the teacher's first L), the interval around it, and how often the interval holds."""
+    """P(the item is among the teacher's first ``top``), the interval around it, and how often the interval holds.
+
+    ``top`` is 0 where the release does not say.
+    """
 
     value: float
     low: float
     high: float
     coverage: float | None
+    top: int = 0
 
 
 def scale_free_margins(scores: DoubleArray, first: DoubleArray) -> DoubleArray:
@@ -134,7 +138,13 @@ class Calibrator:
             return [None] * len(scores)
         margins = self.curve.margins(np.asarray(scores, dtype=np.float64))
         found = zip(*(part.tolist() for part in self.curve.at(margins)), strict=True)
-        return [Probability(value, low, high, self.curve.coverage) for value, low, high in found]
+        return [Probability(value, low, high, self.curve.coverage, self.top) for value, low, high in found]
+
+    @property
+    def evidence_floor(self) -> float | None:
+        """The evidence below which nothing is attributed, or None if none is asked for."""
+        asked = None if self.abstention is None else self.abstention.evidence
+        return None if asked is None else asked.limit
 
     def noise_floor(self, evident: bool = True) -> float | None:
         """The score below which nothing is attributed, or None if it was not measured."""

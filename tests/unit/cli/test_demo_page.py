@@ -9,7 +9,8 @@ import numpy as np
 
 from byline.cli.demo import FIRST_SHARE, portions
 from byline.cli.demo_page import ShownQuery, render
-from byline.client.values import Answer, Influence
+from byline.cli.demo_strangers import strangers
+from byline.client.values import Answer, Influence, Probability
 from byline.rankings.snapshot import SnapshotQuery
 
 
@@ -65,6 +66,23 @@ def test_fast_and_verified_orders_stand_side_by_side_with_their_figures() -> Non
     assert "12.30 ± 1.00" in page and "4.50 ± 1.00" in page
     assert "▲ from 2" in page and "▼ from 1" in page
     assert page.index("RETRIEVED") < page.index("VERIFIED")
+
+
+def test_probabilities_stand_under_their_scores_and_what_is_refused_says_so() -> None:
+    sure = influence(1, 1, probability=Probability(0.625, 0.5, 0.75, 0.9, 100))
+    known = replace(shown(), retrieved=answer(sure), verified=None)
+    page = render(RESULT, [known])
+    assert "P(top 100) 0.62 (0.50–0.75)" in page and "NOT ATTRIBUTABLE" not in page and "not this model" not in page
+    refused = replace(answer(sure), not_attributable=True, evidence=-0.1, evidence_floor=0.2)
+    page = render(RESULT, [known], [replace(known, retrieved=refused)])
+    assert "NOT ATTRIBUTABLE</b>: the model seems not to have made this image" in page
+    assert "1 of them are answered as not attributable" in page
+
+
+def test_strangers_are_a_photograph_and_a_picture_under_another_prompt() -> None:
+    [(photograph, first), (picture, other)] = strangers([(b"one", "a cat"), (b"two", "a dog")])
+    assert photograph.startswith(b"\x89PNG") and (first, picture, other) == ("a cat", b"one", "a dog")
+    assert len(strangers([(b"one", "a cat")])) == 1
 
 
 def test_an_unverified_query_shows_no_verified_row() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from byline.cli.page import page
 from byline.cli.show import SCORE, table, to_json
-from byline.client import Answer, Influence, Job
+from byline.client import Answer, Influence, Job, Probability
 
 
 def example() -> tuple[Job, Answer]:
@@ -36,6 +36,23 @@ def test_the_heads_inner_product_is_called_a_score_and_explained() -> None:
         assert "inner product" in text and "may exceed 1" in text
         assert "cosine" not in text
     assert SCORE.startswith("score:")
+
+
+def test_probabilities_say_what_of_and_a_refusal_says_why() -> None:
+    sure = Probability(0.625, 0.5, 0.75, 0.9, 100)
+    one = _fill(Influence, item_id=1, rank=1, cosine=1.25, caption="a cat", probability=sure)
+    asked = {"tier": "RETRIEVED", "release": "r1", "influences": (one,), "timings_ms": {}, "noise_floor": 0.5}
+    for refused, evidence, said in (
+        (False, None, None), (True, 0.9, "nothing rises above the noise floor (0.5)"),
+        (True, -0.1, "(evidence -0.100 of 0.200)"),
+    ):  # fmt: skip
+        answer = _fill(Answer, **asked, not_attributable=refused, evidence=evidence, evidence_floor=0.2)
+        job = _fill(Job, prompt="a cat", name="j", answers=(answer,))
+        shown = io.StringIO()
+        Console(file=shown, width=400).print(table(job, answer))
+        for text in (" ".join(shown.getvalue().split()), page(job, None, {})):
+            assert "P(top 100)" in text and "0.62 (0.50–0.75)" in text and "interval that holds 90%" in text
+            assert ("NOT ATTRIBUTABLE" in text) == (said is not None) and (said is None or said in text)
 
 
 def test_json_keeps_the_field_name_of_the_api() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from byline.catalog.items import Item
+from byline.evaluation.calibration import Probability
 from services.workers.answer import (
     Answer,
     candidates_of,
@@ -97,6 +98,21 @@ def test_a_verified_answer_names_the_release_of_the_retrieved_one() -> None:
     )
     assert verified["release_id"] == found["release_id"]
     assert verified["influences"][0]["cosine"] == found["influences"][0]["cosine"]
+
+
+def test_the_slower_tiers_keep_what_the_lookup_said_of_the_whole_answer_and_of_each_item() -> None:
+    sure = retrieved_influence(item(5), rank=1, cosine=0.5, probability=Probability(0.6, 0.5, 0.7, 0.9, 100))
+    found = retrieved_answer([sure], top_k=1, release_id="r1", model_revision="m1", not_attributable=True,
+                             noise_floor=0.25, timings_ms={}, evidence=-0.5, evidence_floor=0.125)  # fmt: skip
+    verified = verified_answer(found, candidates_of(found, limit=1), scores([(5, 1.0)]), top_k=1,
+                               model_revision="measured", timings_ms={})  # fmt: skip
+    estimated = estimated_answer(found, [(item(5), 0.5, 0.1)], release_id="r1", model_revision="measured",
+                                 teacher_id="sketch/1", draws=64, timings_ms={})  # fmt: skip
+    for slow in (verified, estimated):
+        for name in ("not_attributable", "noise_floor", "evidence", "evidence_floor"):
+            assert slow[name] == found[name]
+        assert [slow["influences"][0][f"probability{part}"] for part in ("", "_low", "_high", "_coverage", "_top")] == [
+            0.6, 0.5, 0.7, 0.9, 100]  # fmt: skip
 
 
 def test_equal_tau_is_ordered_by_item_id_whatever_order_the_teacher_used() -> None:
