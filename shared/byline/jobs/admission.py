@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select, text, tuple_
 
 from byline.errors import InvalidRequest, QueueFull, RequestIdReused
 from byline.jobs.model import Job, NewJob, fingerprint, labelled_queries, pack_embedding
-from byline.jobs.rows import COLUMNS, JOB_QUERIES, JOBS, to_job
+from byline.jobs.rows import COLUMNS, JOB_QUERIES, JOBS, selecting_jobs, to_job
 from byline.jobs.states import Kind, Stage, Tier, first_stage, stages
 
 #: Below ``bound - margin`` jobs are admitted without a lock: concurrent creators cannot overshoot by more.
@@ -22,7 +22,7 @@ _MARGIN = 256
 _LOCK_CLASS = 0x62796C  # first key of the advisory locks, the second is the stage's number
 
 # One statement, and text: what a lookup of milliseconds pays for building and sending statements is most of its cost.
-_INSERT = text(f"""
+_INSERT = selecting_jobs(f"""
 WITH made AS (
     INSERT INTO jobs (id, project_id, request_id, fingerprint, kind, model_id, prompt, image_sha256, embedding, tier,
         verification, top_k, candidates, payload, state, stage, max_attempts, expire_time)

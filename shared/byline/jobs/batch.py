@@ -52,6 +52,10 @@ class BatchRunner(StageRunner):
         self._mean_s = BUDGET_S
         #: Whether the last claim took as many as it asked for. If not, nothing waited that nobody else was taking.
         self.more_may_wait = False
+        self._keeping = threading.Lock()
+        self._kept: Sequence[_Worked] | None = None
+        self._kept_until = 0.0
+        self._heart: threading.Thread | None = None
 
     def run_waiting(self, stage: Stage, work: Work, refuse: Refuse, release_id: str | None = None) -> int:
         """Claim, work and complete; returns how many jobs were claimed (0: nothing waits).
@@ -64,16 +68,14 @@ class BatchRunner(StageRunner):
         if not claims:
             return 0
         batch = [_Worked(claim, Beat(self._stop, self._clock)) for claim in claims]
-        ended = threading.Event()
-        heart = threading.Thread(target=self._beat_all, args=(batch, ended), name="heartbeat", daemon=True)
-        heart.start()
+        self._keep(batch)
         try:
             for one in batch:
                 self._work_on(one, work)
             self._finish(batch, refuse)
         finally:
-            ended.set()
-            heart.join()
+            with self._keeping:
+                self._kept = None
         for one in batch:
             self._note(one)
         return len(batch)
@@ -127,14 +129,30 @@ class BatchRunner(StageRunner):
                 except LeaseLost:
                     one.ended = self._lease_lost()
 
-    def _beat_all(self, batch: Sequence[_Worked], ended: threading.Event) -> None:
+    def _keep(self, batch: Sequence[_Worked]) -> None:
+        """Have the leases of ``batch`` extended. The thread outlives the batch: starting one costs a millisecond."""
+        with self._keeping:
+            self._kept = batch
+            self._kept_until = self._clock() + LONGEST_S
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat_all, name="heartbeat", daemon=True)
+                self._heart.start()
+
+    def _beat_all(self) -> None:
         """Extend every lease each ``heartbeat_s``; most batches are over before the first time.
 
-        Not for longer than ``LONGEST_S``: no message's time limit ends a batch that hangs. Its leases then run out, the
-        jobs are given to others, and a doorbell that comes to this worker and waits in vain ends the process.
+        Ends when nothing is to be kept, and when a batch took longer than ``LONGEST_S``: no message's time limit ends
+        one that hangs. Its leases then run out, the jobs are given to others, and a doorbell that comes to this worker
+        and waits in vain ends the process.
         """
-        ends = self._clock() + LONGEST_S
-        while not ended.wait(self._heartbeat_s) and self._clock() < ends:
+        pause = threading.Event()
+        while True:
+            pause.wait(self._heartbeat_s)
+            with self._keeping:
+                batch = self._kept
+                if batch is None or self._clock() >= self._kept_until:
+                    self._heart = None
+                    return
             for one in batch:
                 if one.ended is not None or one.beat.lost is not None:
                     continue

@@ -17,13 +17,24 @@ from sqlalchemy import Connection, select, text
 from byline.errors import BylineError, LeaseLost
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import retry_delay_s
-from byline.jobs.rows import JOBS, RESULTS, add_result, change, end_failed, exhausted, find, requeue, to_job
+from byline.jobs.rows import (
+    COLUMNS,
+    RESULTS,
+    add_result,
+    change,
+    end_failed,
+    exhausted,
+    find,
+    requeue,
+    selecting_jobs,
+    to_job,
+)
 from byline.jobs.states import Stage, State, next_stage
 
 # (The claim is not flushed to disk: see ``waiting``.)
 # One statement, so that of many workers with the same doorbell exactly one gets the row. The attempt is
 # counted here, before any work: a job that kills its worker is counted too.
-_CLAIM = text("""
+_CLAIM = selecting_jobs(f"""
 WITH prior AS (
     SELECT id, state FROM jobs
     WHERE id = :id AND stage = :stage AND cancel_requested_at IS NULL AND attempt < max_attempts
@@ -42,9 +53,11 @@ WITH prior AS (
     INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
     SELECT id, prior_state, state, stage, :worker, fence,
            CASE prior_state WHEN 'RUNNING' THEN 'lease taken over' ELSE 'claimed' END FROM claimed
+), lazily AS (
+    SELECT set_config('synchronous_commit', 'off', true) WHERE EXISTS (SELECT 1 FROM claimed)
 )
-SELECT claimed.*, set_config('synchronous_commit', 'off', true) FROM claimed
-""")
+SELECT {COLUMNS} FROM claimed LEFT JOIN lazily ON true
+""")  # noqa: S608
 
 _HEARTBEAT = text("""
 UPDATE jobs SET lease_until = now() + make_interval(secs => :lease),
@@ -69,7 +82,7 @@ def claim(
     row = connection.execute(_CLAIM, parameters).mappings().first()
     if row is None:
         return None
-    job = to_job({name: row[name] for name in JOBS.c.keys()})  # type: ignore[arg-type]
+    job = to_job(row)
     return Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id)
 
 

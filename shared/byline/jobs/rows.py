@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, func, insert, text, update
+from sqlalchemy import Connection, RowMapping, Table, TextualSelect, func, insert, text, update
 
 from byline.db.models import JobEventRow, JobQueryRow, JobResultRow, JobRow
 from byline.errors import AttemptsExhausted, BylineError
@@ -29,11 +29,18 @@ NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_until": None}
 
 #: All columns of a job, for statements that are text.
 COLUMNS = ", ".join(JOBS.c.keys())
-_FIND = text(f"SELECT {COLUMNS} FROM jobs WHERE id = :id")  # noqa: S608
-_FIND_LOCKED = text(f"SELECT {COLUMNS} FROM jobs WHERE id = :id FOR UPDATE")  # noqa: S608
+
+
+def selecting_jobs(sql: str) -> TextualSelect:
+    """A statement whose last SELECT gives ``COLUMNS``. That it says so spares looking at each result's columns."""
+    return text(sql).columns(*JOBS.c)
+
+
+_FIND = selecting_jobs(f"SELECT {COLUMNS} FROM jobs WHERE id = :id")  # noqa: S608
+_FIND_LOCKED = selecting_jobs(f"SELECT {COLUMNS} FROM jobs WHERE id = :id FOR UPDATE")  # noqa: S608
 _RESULTS = text(
     "SELECT stage, release_id, fence, result, created_at FROM job_results WHERE job_id = :id ORDER BY created_at"
-)
+).columns(RESULTS.c.stage, RESULTS.c.release_id, RESULTS.c.fence, RESULTS.c.result, RESULTS.c.created_at)
 
 
 def to_job(row: RowMapping) -> Job:

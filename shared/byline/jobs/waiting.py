@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from byline.jobs.model import Claim
-from byline.jobs.rows import JOBS, to_job
+from byline.jobs.rows import COLUMNS, selecting_jobs, to_job
 from byline.jobs.states import Stage, next_stage
 
 # Projects are found by skipping through the index (stage, project_id, create_time), and of each only as many jobs are
@@ -24,7 +24,7 @@ from byline.jobs.states import Stage, next_stage
 #
 # The claim need not be on disk before the work begins: should Postgres crash and forget it, the job is QUEUED again,
 # and what its worker writes later finds neither fence nor owner. A completion is flushed, and with it all before it.
-_CLAIM = text("""
+_CLAIM = selecting_jobs(f"""
 WITH RECURSIVE projects AS (
     (SELECT project_id FROM jobs WHERE stage = :stage AND state = 'QUEUED' ORDER BY project_id LIMIT 1)
     UNION ALL
@@ -53,9 +53,11 @@ WITH RECURSIVE projects AS (
 ), noted AS (
     INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
     SELECT id, 'QUEUED', state, stage, :worker, fence, 'claimed' FROM claimed
+), lazily AS (
+    SELECT set_config('synchronous_commit', 'off', true) WHERE EXISTS (SELECT 1 FROM claimed)
 )
-SELECT claimed.*, set_config('synchronous_commit', 'off', true) FROM claimed ORDER BY place
-""")
+SELECT {COLUMNS} FROM claimed LEFT JOIN lazily ON true ORDER BY place
+""")  # noqa: S608
 
 _HOLD = text("""
 SELECT j.id FROM jobs j JOIN unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS a(id, fence)
@@ -66,10 +68,10 @@ ORDER BY j.id FOR UPDATE OF j
 
 _SUCCEED = text("""
 WITH done AS (
-    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:results AS text[])) AS d(id, result)
+    SELECT CAST(key AS uuid) AS id, value AS result FROM jsonb_each(CAST(:results AS jsonb))
 ), written AS (
     INSERT INTO job_results (job_id, stage, release_id, fence, result)
-    SELECT j.id, j.stage, j.release_id, j.fence, CAST(d.result AS jsonb) FROM done d JOIN jobs j USING (id)
+    SELECT j.id, j.stage, j.release_id, j.fence, d.result FROM done d JOIN jobs j USING (id)
 ), changed AS (
     UPDATE jobs SET state = 'SUCCEEDED', error = NULL, lease_owner = NULL, lease_until = NULL, end_time = now(),
         next_attempt_at = NULL, dispatched_at = NULL
@@ -90,10 +92,7 @@ def claim_waiting(
         # Further than ``most``: another worker may just be taking the first ones.
         "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id, "most": most, "reach": 4 * most,
     }  # fmt: skip
-    jobs = [
-        to_job({name: row[name] for name in JOBS.c.keys()})  # type: ignore[arg-type]
-        for row in connection.execute(_CLAIM, parameters).mappings()
-    ]
+    jobs = [to_job(row) for row in connection.execute(_CLAIM, parameters).mappings()]
     return [Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id) for job in jobs]
 
 
@@ -114,9 +113,8 @@ def complete_last(
              "fences": [claim.fence for claim, _ in last]}  # fmt: skip
     held = set(connection.execute(_HOLD, asked).scalars())
     held -= set(refused(connection)) if held else set()
-    written = {claim.job.id: json.dumps(dict(result)) for claim, result in last if claim.job.id in held}
+    written = {str(claim.job.id): dict(result) for claim, result in last if claim.job.id in held}
     if written:
-        connection.execute(
-            _SUCCEED, {"ids": list(written), "results": list(written.values()), "worker": first.worker_id}
-        )
-    return set(written)
+        # One JSON, not an array of them: an array's text escapes every quotation mark once more.
+        connection.execute(_SUCCEED, {"results": json.dumps(written), "worker": first.worker_id})
+    return held
