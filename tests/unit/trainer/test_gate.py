@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from byline.evaluation.abstention import AbstentionReport, surely_above
+from byline.evaluation.calibration_report import CalibrationReport, Reliability
 from byline.evaluation.map import MapResult
 from services.trainer.gate import GateEvidence, GateLimits, judge, score_agreement
 
@@ -65,3 +67,35 @@ def test_agreement_is_the_rank_correlation_over_scored_items():
     tau = np.array([[1.0, 2.0, 3.0, np.nan], [3.0, 2.0, 1.0, 0.0]])
     assert score_agreement(np.array([[1.0, 5.0, 9.0, 100.0], [9.0, 5.0, 1.0, -3.0]]), tau) == pytest.approx(1.0)
     assert score_agreement(-np.array([[1.0, 5.0, 9.0, 100.0], [9.0, 5.0, 1.0, -3.0]]), tau) == pytest.approx(-1.0)
+
+
+def _calibration(error: float, luck: float = 0.03) -> CalibrationReport:
+    part = Reliability(error, luck, (0.5,), (0.5,), 100, 20)
+    return CalibrationReport(100, part, part, Reliability(0.001, 0.002, (0.1,), (0.1,), 1000, 20), 0.9, 0.88, 0.4)
+
+
+def _abstention(passed: int, nulls: int = 160) -> AbstentionReport:
+    share = passed / nulls
+    return AbstentionReport({"drawing": share}, share, surely_above(passed, nulls), nulls, {}, 0.0, 0.02, 0.6, 68, 0.0)
+
+
+def test_probabilities_that_are_off_by_more_than_allowed_and_more_than_luck_refuse_a_release():
+    fine = judge(_evidence(ACTIVE, calibration=_calibration(0.049)), LIMITS, seed=0)
+    assert fine.passed and fine.metrics["calibration_error"] == 0.049 and fine.metrics["interval_coverage"] == 0.88
+    assert judge(_evidence(ACTIVE, calibration=_calibration(0.08, luck=0.09)), LIMITS, seed=0).passed
+    refused = judge(_evidence(ACTIVE, calibration=_calibration(0.08)), LIMITS, seed=0)
+    assert [reason.partition(":")[0] for reason in refused.reasons] == ["CALIBRATION_ERROR"]
+    assert judge(_evidence(ACTIVE, calibration=_calibration(0.08)), replace(LIMITS, calibration_error=0.1), 0).passed
+
+
+def test_a_release_that_surely_attributes_too_many_null_queries_is_refused():
+    for passed in (0, 8, 12):
+        assert judge(_evidence(ACTIVE, abstention=_abstention(passed)), LIMITS, seed=0).passed
+    refused = judge(_evidence(ACTIVE, abstention=_abstention(20)), LIMITS, seed=0)
+    assert [reason.partition(":")[0] for reason in refused.reasons] == ["FALSE_ATTRIBUTION"]
+    assert refused.metrics["false_attribution"] == 0.125 and refused.metrics["real_queries_refused"] == 0.02
+
+
+def test_what_could_not_be_measured_is_no_reason_and_no_figure():
+    decision = judge(_evidence(ACTIVE), LIMITS, seed=0)
+    assert decision.passed and not {"calibration_error", "false_attribution"} & decision.metrics.keys()
