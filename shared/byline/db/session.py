@@ -6,18 +6,26 @@ a caller sees ``DatabaseUnavailable`` instead of a driver's exception when the s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from byline.errors import DatabaseUnavailable
 
 __all__ = ["Session", "database_url", "make_engine", "single_statements", "transaction"]
+
+
+#: A connection unused for so long (seconds) is checked before it is given out.
+CHECK_AFTER_S = 1.0
 
 
 def database_url(url: str) -> URL:
@@ -29,17 +37,18 @@ def database_url(url: str) -> URL:
 
 
 def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -> Engine:
-    """A pooled engine. Connections are checked before use, so a restarted Postgres costs one reconnect.
+    """A pooled engine. A connection unused for a second is checked first, so a restarted Postgres costs one reconnect
+    (or one ``DatabaseUnavailable`` where work was under way).
 
     ``pool_size`` is the most connections this process holds; waiting for a free one ends after 10 s with
     ``DatabaseUnavailable`` (inside ``transaction``).
     """
-    return create_engine(
+    engine = create_engine(
         database_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
+        pool_use_lifo=True,  # the connection used last: the warm one, and the one that need not be checked
         hide_parameters=True,  # a prompt must not reach a log through a database error's message
         connect_args={
             "connect_timeout": 5,
@@ -48,6 +57,24 @@ def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -
             "keepalives_idle": 30,
         },
     )
+    event.listen(engine, "checkin", _returned)
+    event.listen(engine, "checkout", partial(_check, engine))
+    return engine
+
+
+def _returned(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info["returned"] = time.monotonic()
+
+
+def _check(engine: Engine, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Ping a connection that lay unused: one that is always checked costs a lookup four round trips more."""
+    returned = record.info.get("returned")
+    if returned is None or time.monotonic() - returned < CHECK_AFTER_S:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError("the server closed its connections") from error
 
 
 @contextmanager
