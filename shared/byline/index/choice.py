@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from byline.index.exact_store import ExactStore, unanswered
 from byline.index.factory import build_index
 from byline.index.flat import FACTORY, FlatIndex
+from byline.index.milvus import FACTORY as MILVUS
 from byline.index.protocol import Ids, VectorIndex, Vectors
 from byline.index.refined import EXACT_ROWS, RefinedIndex
 from byline.index.scan import MatrixScan, exact_by_scan
@@ -87,6 +88,8 @@ def choose_index(
     rng = np.random.default_rng(seed)
     pool = vectors if queries is None or not len(queries) else queries
     asked = np.asarray(pool[np.sort(rng.permutation(len(pool))[:samples])], dtype=np.float32)
+    if factory.partition(":")[0] == MILVUS:
+        return _by_engine(ids, vectors, build_index(ids, vectors, factory), asked, target)
     judge = _Judge(asked, min(RECALL_AT, len(vectors)), target)
     tried: list[Trial] = []
     best: RefinedIndex | None = None
@@ -242,3 +245,14 @@ def _flat(index: FlatIndex, forced: bool, size: int, target: float) -> IndexChoi
     """Exact search, with the reason in words."""
     reason = "asked for" if forced else f"exact search reads only {size / 1e6:.1f} MB for a query"
     return IndexChoice(index, FACTORY, forced, reason, target, RECALL_AT, 1.0, 0, index.stats.bytes_per_item)
+
+
+def _by_engine(ids: Ids, vectors: Vectors, index: VectorIndex, queries: Vectors, target: float) -> IndexChoice:
+    """An engine of its own, which is not tuned here: its recall is measured and told."""
+    k = min(RECALL_AT, len(vectors))
+    _, places = MatrixScan(np.ascontiguousarray(vectors, dtype=np.float32)).top(queries, k, None)
+    _, found = index.search(queries, k)
+    recall = float(np.mean([np.isin(there, wanted).mean() for there, wanted in zip(ids[places], found, strict=True)]))
+    return IndexChoice(
+        index, index.factory, True, "asked for", target, k, round(recall, 5), len(queries), index.stats.bytes_per_item
+    )

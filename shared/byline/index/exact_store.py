@@ -82,20 +82,12 @@ class ExactStore:
         """ReleaseCorrupt when the ids are not distinct, ascending and one for each vector."""
         self.ids = ids
         self.flat = flat
+        #: Vectors held, and the width of one.
+        self.ntotal, self.dim = int(flat.ntotal), int(flat.d)
         self._longest: float | None = None
         self._remembered: tuple[Ids, Allowed] | None = None
         if len(ids) != flat.ntotal or (len(ids) > 1 and not bool((np.diff(ids) > 0).all())):
             raise ReleaseCorrupt("the index's ids are not distinct, ascending and one for each vector")
-
-    @property
-    def ntotal(self) -> int:
-        """Vectors held."""
-        return int(self.flat.ntotal)
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return int(self.flat.d)
 
     @property
     def rows(self) -> Vectors:

@@ -18,7 +18,7 @@ from byline.index.protocol import Ids, VectorIndex, Vectors
 from byline.index.refined import RefinedIndex
 from byline.index.tiers import HNSWIndex, IVFIndex, IVFRaBitQIndex, SQ8Index
 
-KNOWN = "Flat; SQ8,RFlat; IVF<lists>,SQ8,RFlat; RR<dim>,IVF<lists>,RaBitQ,RFlat; HNSW<links>,Flat; Milvus"
+KNOWN = "Flat; SQ8,RFlat; IVF<lists>,SQ8,RFlat; RR<dim>,IVF<lists>,RaBitQ,RFlat; HNSW<links>,Flat; Milvus:<uri>"
 _TIERS: tuple[tuple[re.Pattern[str], type[RefinedIndex]], ...] = (
     (re.compile(r"SQ8,RFlat"), SQ8Index),
     (re.compile(r"IVF(\d+),SQ8,RFlat"), IVFIndex),
@@ -41,8 +41,8 @@ def build_index(ids: Ids, vectors: Vectors, factory: str = FACTORY) -> VectorInd
         if issubclass(kind, IVFIndex):
             return kind.build(ids, vectors, size)
         return SQ8Index.build(ids, vectors)
-    if factory == MILVUS:
-        raise ValueError("a Milvus index needs to know where: MilvusIndex.build(ids, vectors, uri=..., collection=...)")
+    if factory.partition(":")[0] == MILVUS:  # ValueError without a uri
+        return MilvusIndex.build(ids, vectors, uri=factory.partition(":")[2])
     raise ValueError(f"unknown index factory {factory!r}; known: {KNOWN}")
 
 

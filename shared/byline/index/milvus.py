@@ -8,6 +8,7 @@ of every other tier. Needs the extra ``milvus``.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -72,15 +73,21 @@ class MilvusIndex:
         return IndexStats(FACTORY, self.ntotal, self._dim, 8.0, 8.0 + 4.0 * self._dim, self._build_seconds)
 
     @classmethod
-    def build(cls, ids: Ids, vectors: Vectors, uri: str = "", collection: str = "byline", token: str = "",
+    def build(cls, ids: Ids, vectors: Vectors, uri: str = "", collection: str = "", token: str = "",
               index_type: str = "AUTOINDEX") -> Self:
-        """Make ``collection`` at ``uri`` anew and fill it; ``index_type`` is Milvus's (``FLAT`` is exact)."""
+        """Make ``collection`` at ``uri`` anew and fill it; ``index_type`` is Milvus's (``FLAT`` is exact).
+
+        ``collection`` empty: a name made of the digest of ids and vectors; if it is there and whole it is taken as it
+        is, because another release may be answering from it.
+        """
         if not uri:
             raise ValueError("a Milvus index needs a uri: http://host:19530, or a file name for milvus-lite")
         begun = time.perf_counter()
         ids, vectors = checked_rows(ids, vectors)
-        made = cls(uri, collection, ids, vectors.shape[1], token, index_type)
-        made._fill(vectors)
+        name = collection or "byline_" + _digest(ids, vectors)
+        made = cls(uri, name, ids, vectors.shape[1], token, index_type)
+        if collection or made._held() != len(ids):
+            made._fill(vectors)
         made._build_seconds = time.perf_counter() - begun
         return made
 
@@ -178,12 +185,17 @@ class MilvusIndex:
             index = cls(place["uri"], place["collection"], ids, int(place["dim"]), token, place["index_type"])
         except (OSError, SafetensorError, KeyError) as error:
             raise ReleaseCorrupt(f"{path.name} does not name a Milvus collection", file=path.name) from error
-        client, name = index._client, index._collection
-        held = client.get_collection_stats(name)["row_count"] if client.has_collection(name) else 0
-        if int(held) != len(ids):
+        name, held = index._collection, index._held()
+        if held != len(ids):
             raise ReleaseCorrupt(f"Milvus holds {held} items in {name}, {path.name} names {len(ids)}", file=path.name)
-        client.load_collection(name)
+        index._client.load_collection(name)
         return index
+
+    def _held(self) -> int:
+        """Items in the collection; 0 where there is none."""
+        if not self._client.has_collection(self._collection):
+            return 0
+        return int(self._client.get_collection_stats(self._collection)["row_count"])
 
     def close(self) -> None:
         """Close the connection."""
@@ -195,3 +207,10 @@ def _store(ids: Ids, vectors: Vectors) -> ExactStore:
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(np.ascontiguousarray(vectors))
     return ExactStore(ids, flat)
+
+
+def _digest(ids: Ids, vectors: Vectors) -> str:
+    digest = hashlib.sha256(ids.tobytes())
+    for start in range(0, len(vectors), 65_536):
+        digest.update(vectors[start : start + 65_536].tobytes())
+    return digest.hexdigest()[:16]

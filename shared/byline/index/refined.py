@@ -113,9 +113,12 @@ class RefinedIndex(ABC):
         """The k best of every query (see ``VectorIndex.search``). FeatureMismatch for another width."""
         queries = checked_queries(queries, k, self.dim)
         allowed = self._store.allowed(exclude)
-        scores, positions = unanswered(len(queries), k)
         depth = int(self.k_factor * k) + _MORE
-        if allowed.count <= EXACT_ROWS or 4 * depth >= allowed.count:
+        exhaustive = allowed.count <= EXACT_ROWS or 4 * depth >= allowed.count
+        if len(queries) == 1 and not exhaustive and (single := self._single(queries, k, depth, allowed)) is not None:
+            return single
+        scores, positions = unanswered(len(queries), k)
+        if exhaustive:
             self._store.exact(queries, k, allowed, scores, positions)
             return scores, self._store.named(positions)
         selector = allowed.selector()
@@ -124,19 +127,24 @@ class RefinedIndex(ABC):
             self._fill(queries[rows], k, depth, allowed, selector, scores[rows], positions[rows])
         return scores, self._store.named(positions)
 
+    def _single(self, query: Vectors, k: int, depth: int, allowed: Allowed) -> tuple[Vectors, Ids] | None:
+        """What nearly every call is, one query [1, d] with candidates enough: the answer of ``_fill`` in fewer steps,
+        each of which counts beside a search of half a millisecond. None where more is to be done."""
+        selector = allowed.selector()
+        rough, found = self._candidates(query, depth, allowed, selector)
+        if found[0, -1] == NO_ITEM or rough[0, k] <= rough[0, -1]:
+            return None
+        kept = found[0, rough[0] > rough[0, -1]]  # without cut ties
+        exact = self._store.scores(query, kept[None])[0]
+        order = np.lexsort((kept, -exact))[:k]
+        return exact[order][None], self._store.ids[kept[order]][None]
+
     def _fill(
         self, queries: Vectors, k: int, depth: int, allowed: Allowed, selector: Any, scores: Vectors,
         positions: Positions,
     ) -> None:  # fmt: skip
         """Answer a few queries. Those that come out short are asked again alone, so that none depends on another."""
         rough, found = self._candidates(queries, depth, allowed, selector)
-        if len(queries) == 1 and found[0, -1] != NO_ITEM and rough[0, k] > rough[0, -1]:
-            # What nearly every call is: one query, enough candidates. The same answer as below, with half of the calls.
-            kept = np.sort(found[0, rough[0] > rough[0, -1]])  # ascending: ties by position, rows read in their order
-            exact = self._store.scores(queries, kept[None])[0]
-            order = np.argsort(-exact, kind="stable")[:k]
-            scores[0], positions[0] = exact[order], kept[order]
-            return
         found = _without_cut_ties(rough, found)
         enough = (found != NO_ITEM).sum(axis=1) >= k
         for row in np.flatnonzero(~enough):

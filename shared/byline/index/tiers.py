@@ -165,6 +165,7 @@ class IVFIndex(RefinedIndex):
         lists = self._base.invlists
         self._sizes = np.array([lists.list_size(n) for n in range(self._base.nlist)], dtype=np.int64)
         self._list_of: Positions | None = None
+        self._set(self._base.nprobe)
 
     @classmethod
     def build(cls, ids: Ids, vectors: Vectors, lists: int | None = None) -> Self:
@@ -205,8 +206,14 @@ class IVFIndex(RefinedIndex):
 
     def with_effort(self, effort: dict[str, float]) -> None:
         """See ``RefinedIndex.with_effort``."""
-        self._base.nprobe = min(int(effort["nprobe"]), self._base.nlist)
+        self._set(min(int(effort["nprobe"]), self._base.nlist))
         native.downcast_index(self._index.index).k_factor = self.k_factor = effort.get("k_factor", self.k_factor)
+
+    def _set(self, probes: int) -> None:
+        """Look at ``probes`` lists; what every search without a filter needs is made here, once."""
+        self._base.nprobe = probes
+        self._usual = self.ntotal * probes // self._base.nlist
+        self._plain = self._parameters(nprobe=probes)
 
     def _candidates(
         self, queries: Vectors, depth: int, allowed: Allowed, selector: Any
@@ -215,9 +222,9 @@ class IVFIndex(RefinedIndex):
         hold on average, and four times ``depth``. Where the filter bites around the query, the answers lie further
         down the ranking, and more must be seen to find them all: that much again, by the share that is allowed in
         the usual lists. Below ``LEAST_SHARE`` the row stays empty, and the caller searches exhaustively."""
-        usual = self.ntotal * self._base.nprobe // self._base.nlist
+        usual = self._usual
         if allowed.mask is None and usual >= 4 * depth:
-            rough, found = self._base.search(queries, depth, params=self._parameters(nprobe=self._base.nprobe))
+            rough, found = self._base.search(queries, depth, params=self._plain)
             return rough, found
         kept = self._sizes if allowed.mask is None else self._kept(allowed.mask)
         scores, positions = unanswered(len(queries), depth)
@@ -290,6 +297,8 @@ class IVFRaBitQIndex(IVFIndex):
         self, queries: Vectors, depth: int, allowed: Allowed, selector: Any
     ) -> tuple[Vectors, Positions]:
         """As in every IVF; a query is turned by itself, because a matrix product rounds by the batch."""
+        if len(queries) == 1:
+            return super()._candidates(self._rotation.apply(queries), depth, allowed, selector)
         turned = np.concatenate([self._rotation.apply(queries[row : row + 1]) for row in range(len(queries))])
         return super()._candidates(turned, depth, allowed, selector)
 

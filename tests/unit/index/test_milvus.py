@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from byline.errors import ReleaseCorrupt
-from byline.index import FlatIndex, load_index
+from byline.index import FlatIndex, choose_index, load_index
 from byline.index.milvus import MilvusIndex
 
 pytest.importorskip("pymilvus", reason="the extra milvus is not installed (pip install 'byline[milvus]')")
@@ -57,6 +57,32 @@ def test_what_is_saved_names_the_collection_and_opens_it_again(index, flat, corp
     assert (again.ntotal, again.dim, again.factory) == (COUNT, 32, "Milvus")
     np.testing.assert_array_equal(again.ids, flat.ids)
     np.testing.assert_array_equal(again.search(corpus.queries[:2], 5)[1], flat.search(corpus.queries[:2], 5)[1])
+
+
+def test_an_equal_index_takes_the_collection_that_is_there_and_fills_one_that_is_not_whole(
+    index, corpus, vectors
+) -> None:
+    first = MilvusIndex.build(corpus.ids[:COUNT], vectors, uri=index._uri)
+    filled: list[int] = []
+    original = MilvusIndex._fill
+
+    class Counting(MilvusIndex):
+        def _fill(self, vectors: np.ndarray) -> None:
+            filled.append(len(vectors))
+            original(self, vectors)
+
+    assert Counting.build(corpus.ids[:COUNT], vectors, uri=index._uri)._collection == first._collection
+    assert filled == []
+    first._client.delete(first._collection, ids=corpus.ids[:5].tolist())
+    first._client.flush(first._collection)
+    Counting.build(corpus.ids[:COUNT], vectors, uri=index._uri)
+    other = Counting.build(corpus.ids[:COUNT], -vectors, uri=index._uri)
+    assert filled == [COUNT, COUNT] and other._collection != first._collection
+
+
+def test_a_forced_engine_is_chosen_and_its_recall_told(index, corpus, vectors) -> None:
+    choice = choose_index(corpus.ids[:COUNT], vectors, queries=corpus.queries, factory=f"Milvus:{index._uri}")
+    assert (choice.factory, choice.forced, choice.queries) == ("Milvus", True, 24) and choice.recall >= 0.99
 
 
 def test_a_collection_that_is_not_whole_is_refused(index, flat, tmp_path: Path) -> None:

@@ -51,6 +51,20 @@ def test_a_forced_tier_is_built_opened_and_its_recall_recorded(
     assert [h.score for h in release.search(query, 2)] == [h.score for h in exact.search(query, 2)]
 
 
+def test_a_release_answers_from_milvus_as_from_exact_search(build: Build, tmp_path: Path) -> None:
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    release = load_release(build(index_factory=f"Milvus:{tmp_path / 'lite.db'}"))
+    exact = load_release(build(index_factory="Flat"))
+    assert release.index.factory == release.manifest.index_factory == "Milvus"
+    query = np.random.default_rng(1).standard_normal(16).astype(np.float32)
+    first = exact.search(query, 5)
+    assert release.search(query, 5) == first
+    gone = [first[0].item_id]
+    assert release.search(query, 5, gone) == exact.search(query, 5, gone)
+    release.index.close()
+
+
 def test_a_release_from_before_the_choice_was_recorded_still_opens(build: Build) -> None:
     directory = edited(build(), lambda manifest: manifest.pop("index"))
     assert load_release(directory).manifest.index is None
