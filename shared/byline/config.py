@@ -37,7 +37,7 @@ TEACHER_NAMES = (
         "efficientnet_lite0", "minilm", "denoiser", "dino", "dinov2", "clip_image", "clip_text", "pixels")),
 )  # fmt: skip
 #: Index factories that can be forced; the same list as ``byline.index.factory``, which imports faiss.
-INDEX_FACTORIES = r"^(auto|Flat|SQ8,RFlat|IVF\d+,SQ8,RFlat|(RR\d+,)?IVF\d+,RaBitQ,RFlat|HNSW\d+,Flat)$"
+INDEX_FACTORIES = r"^(auto|Flat|SQ8,RFlat|IVF\d+,SQ8,RFlat|(RR\d+,)?IVF\d+,RaBitQ,RFlat|HNSW\d+,Flat|Milvus:\S+)$"
 LAYER_SELECTIONS = ("cross_attention_kv", "cross_attention", "attention", "linear", "all")
 Aggregation = Literal["sum", "skew", "unit"]
 Objective = Literal["denoising", "output_norm"]
