@@ -7,7 +7,7 @@ How far to trust it: ``byline evaluate teacher``, ``byline evaluate lds`` and do
 
     python data/labels/make.py
 
-Writes ``data/labels/labels.{json,safetensors}`` and ``data/generator/{curvature,sketches}``.
+Writes ``data/labels/labels.{json,safetensors}`` and ``data/generator/{curvature,sketches,gradient}``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from byline.catalog.decode import encode_png
 from byline.catalog.items import Item
 from byline.diffusion.model import DiffusionModel
 from byline.evaluation.corpus_file import read_corpus
+from byline.features.gradient import fit_gradient_feature
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
 from byline.teachers import TeacherQuery
 from byline.teachers.first_order import AbuPlusLinear
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--objective", choices=("denoising", "output_norm"), default="output_norm")
     parser.add_argument("--dimensions", type=int, default=128, help="of a sketch, beside the token gradients")
+    parser.add_argument("--feature-dimensions", type=int, default=768, help="of the encoder `gradient`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
@@ -151,6 +153,13 @@ def main() -> None:
         raise SystemExit(f"{work} holds sketches without scores: remove it and start anew")
     sketches.save(a.model / "sketches")
     log.info("sketches: %s", sketches.fidelity)
+    if sketches.tokens is not None:
+        truth = sketches.tokens.scores(sketches.tokens.basis.directions(teacher.directions(held_out)))
+        folder = a.model / "gradient"
+        found = fit_gradient_feature(
+            teacher, sketches.tokens, held_out, truth, folder, dimensions=a.feature_dimensions, seed=a.seed
+        )
+        log.info("gradient feature: %s", found)
 
     ids = np.array([i.item_id for i in items], dtype=np.int64)
     labelled = []

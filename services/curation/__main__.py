@@ -69,7 +69,7 @@ def make_curator(settings: Settings, stop: threading.Event) -> Curator | None:
 
     torch.set_num_threads(settings.torch_threads)
     model = DiffusionModel.load(settings.model_directory, settings.device)
-    extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
+    extractor = load_extractor(settings.feature_spec, device=settings.device, model=model, cache=settings.cache_dir)
     features = LabelFeatures(extractor, blobs, settings.cache_dir, settings.corpus_id)
     store = JobStore(engine, {Stage.RANK: settings.verification_queue_bound})
     rankings = RankingStore(engine)

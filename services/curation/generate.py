@@ -15,6 +15,7 @@ from byline.catalog.decode import encode_png
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
 from byline.features.extractor import FeatureExtractor
+from byline.features.registry import GRADIENT
 from byline.rankings.features import LabelFeatures
 from byline.teachers.ranking import ignore_progress
 from services.curation.plan import PlannedQuery, choose_candidates
@@ -66,4 +67,5 @@ class Prefilter:
             count=self._count,
             explore_share=self._explore_share,
             seed=planned.seed,
+            direct=self._extractor.spec.columns(GRADIENT),
         )

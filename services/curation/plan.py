@@ -119,20 +119,25 @@ def choose_candidates(
     count: int,
     explore_share: float,
     seed: int,
+    direct: slice | None = None,
 ) -> NDArray[np.int64]:
     """Ids to rank: the nearest by raw features, plus a random share from *outside* the nearest.
 
     ``query_features`` [d], ``item_features`` [n, d]. The random share (``explore_share`` of
-    ``count``) gives an unbiased estimate of what the pruning misses. Standardised per dimension
+    ``count``) gives an unbiased estimate of what the pruning misses. Nearest by the inner product of the columns
+    ``direct``, where there are such: they estimate influence by themselves. Else by cosine, standardised per dimension
     first: otherwise one block of features decides alone. Ties by item id.
     """
     if count >= len(item_ids):
         return np.sort(item_ids)
-    mean, deviation = item_features.mean(0), item_features.std(0) + 1e-6
-    items = (item_features - mean) / deviation
-    query = (query_features - mean) / deviation
-    cosine = items @ query / (np.linalg.norm(items, axis=1) * np.linalg.norm(query) + 1e-9)
-    order = np.lexsort((item_ids, -cosine))
+    if direct is not None:
+        nearness = item_features[:, direct] @ query_features[direct]
+    else:
+        mean, deviation = item_features.mean(0), item_features.std(0) + 1e-6
+        items = (item_features - mean) / deviation
+        query = (query_features - mean) / deviation
+        nearness = items @ query / (np.linalg.norm(items, axis=1) * np.linalg.norm(query) + 1e-9)
+    order = np.lexsort((item_ids, -nearness))
     explored = min(round(count * explore_share), len(item_ids) - count)
     nearest, rest = order[: count - explored], order[count - explored :]
     random = np.random.default_rng(seed).choice(rest, size=explored, replace=False)

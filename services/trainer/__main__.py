@@ -53,7 +53,7 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
                         false_attribution=settings.gate_false_attribution)
     return RefreshSettings(
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
-        limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs,
+        limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs, width=settings.trainer_width,
         git_sha=git_commit(repository_root()), index_factory=settings.index_factory,
     )
 
@@ -97,7 +97,7 @@ class Encoding:
         torch.set_num_threads(settings.torch_threads)
         record = CatalogStore(self._engine).model(settings.model_id)
         model = DiffusionModel.load(record.directory, settings.device)
-        extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
+        extractor = load_extractor(settings.feature_spec, device=settings.device, model=model, cache=settings.cache_dir)
         blobs = BlobStore(settings.blob_dir)
         features = LabelFeatures(extractor, blobs, settings.cache_dir, record.corpus_id)
         sketches = CorpusSketches(

@@ -25,7 +25,7 @@ from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
 from byline.index import AUTO
 from byline.ranker.fit import FitConfig, FitReport, fit_head
-from byline.ranker.head import Head, HeadConfig, feature_blocks, load_head
+from byline.ranker.head import Head, HeadConfig, load_head
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
 from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
@@ -97,6 +97,7 @@ class RefreshSettings:
     epochs: int = 40
     hidden: tuple[int, ...] = (512, 512)
     out_dim: int = 512
+    width: int = 768
     git_sha: str = ""
     #: Of the release's index; ``auto`` chooses by size and measured recall.
     index_factory: str = AUTO
@@ -235,7 +236,7 @@ class Refresher:
                         evaluate_every=max(1, min(base.evaluate_every, steps // 4)),
                         learning_rate=base.learning_rate * (0.3 if warm_start is not None else 1.0))
         names, dims = zip(*self._features.blocks, strict=True)
-        config = HeadConfig(labels.train.in_dim, feature_blocks(names, dims), settings.hidden, settings.out_dim)
+        config = HeadConfig.of_encoders(names, dims, settings.hidden, settings.out_dim, settings.width)
         return fit_head(labels.train, labels.validation, config, fit, seed,
                         lambda done, total: progress("fit the head", done, total), warm_start)
 

@@ -19,8 +19,8 @@ from byline.config import Settings
 from byline.diffusion.model import DiffusionModel
 from byline.errors import BylineError, FeatureMismatch, ModelNotUsable, NoActiveRelease
 from byline.evaluation.calibration import Calibrator
-from byline.features import FeatureExtractor, FeatureSpec, load_evidence, load_extractor
-from byline.features.registry import EVIDENCE
+from byline.features import FeatureExtractor, load_evidence, load_extractor
+from byline.features.registry import EVIDENCE, needs_model
 from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
 from byline.releases.manifest import ReleaseManifest
@@ -168,12 +168,14 @@ class Serving:
         settings = self._settings
         # What a calibrator asks for comes by one name, as a head's encoders by theirs.
         is_evidence = feature_spec in EVIDENCE
-        load = load_evidence if is_evidence else load_extractor
         model: DiffusionModel | None = None
-        if is_evidence or "denoiser" in FeatureSpec.parse(feature_spec).encoders:
+        if is_evidence or needs_model(feature_spec):
             model = DiffusionModel.load(settings.model_directory, settings.device)
         try:
-            extractor = load(feature_spec, device=settings.device, model=model)
+            extractor = (
+                load_evidence(feature_spec, device=settings.device, model=model) if is_evidence
+                else load_extractor(feature_spec, device=settings.device, model=model, cache=settings.cache_dir)
+            )  # fmt: skip
             extractor.extract([Image.new("RGB", (64, 64))], ["warm up"])
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     page_token_key: str = Field("", repr=False)
 
     # The method.
-    feature_spec: str = "efficientnet_lite0+minilm+denoiser"
+    feature_spec: str = "minilm+gradient"
     verify_teacher: str = "abu_plus"
     verify_candidates: int = Field(40, ge=1)
     verify_draws: int = Field(64, ge=1)
@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     trainer_poll_seconds: float = Field(5.0, gt=0)
     trainer_loss: str = "listwise"
     trainer_epochs: int = Field(40, ge=1)
+    #: Columns of an embedding at most; a head is fitted in full and cut to its best ones.
+    trainer_width: int = Field(768, ge=8)
     #: Index of new releases: ``auto`` (by size and measured recall) or a factory string (docs/index.md).
     index_factory: str = Field("auto", pattern=INDEX_FACTORIES)
     gate_map_floor: float = Field(0.05, ge=0, le=1)

@@ -89,7 +89,7 @@ def make_release(
     head.initialise(base, asked, torch.Generator().manual_seed(seed))
     ids = np.sort(rng.choice(1 << 40, items, replace=False))
     catalogue = [_item(int(item_id), number, corpus) for number, item_id in enumerate(ids)]
-    release_id = f"bench-{items}x{dim}-{index_factory or 'default'}"
+    release_id = f"bench-{items}x{dim}-{(index_factory or 'default').replace(',', '-')}"
     factory = {} if index_factory is None else {"index_factory": index_factory}
     directory = build_release(
         folder, release_id=release_id, model_id=MODEL_ID, model_revision="bench", corpus_id=CORPUS_ID, head=head,

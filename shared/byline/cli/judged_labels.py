@@ -63,6 +63,7 @@ def from_database(engine: Engine, settings: Settings, model_id: str, teacher: st
     """From the rankings of ``model_id`` by ``teacher`` (an id or a family). LabelsNotUsable when the split has none."""
     from byline.diffusion.model import DiffusionModel
     from byline.features import load_extractor
+    from byline.features.registry import needs_model
     from byline.rankings.features import LabelFeatures
 
     catalog = CatalogStore(engine)
@@ -72,9 +73,8 @@ def from_database(engine: Engine, settings: Settings, model_id: str, teacher: st
     if not rankings or not splits.train:
         raise LabelsNotUsable(f"there are {len(rankings)} rankings of split {split!r} by {teacher} and "
                               f"{len(splits.train)} to train on; import labels, or choose another --split")
-    needs_model = "denoiser" in feature_spec.split("+")
-    diffusion = DiffusionModel.load(model.directory, settings.device) if needs_model else None
-    extractor = load_extractor(feature_spec, device=settings.device, model=diffusion)
+    diffusion = DiffusionModel.load(model.directory, settings.device) if needs_model(feature_spec) else None
+    extractor = load_extractor(feature_spec, device=settings.device, model=diffusion, cache=settings.cache_dir)
     features = LabelFeatures(extractor, BlobStore(settings.blob_dir), settings.cache_dir, model.corpus_id)
     items = catalog.items(model.corpus_id)
     ids = np.asarray([item.item_id for item in items], dtype=np.int64)

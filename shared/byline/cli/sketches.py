@@ -65,7 +65,8 @@ def fit(
         files = TeacherFiles.beside(record.directory, settings.cache_dir, record.revision)
         name = f"{SKETCHES}-{selection}"
         if again:
-            shutil.rmtree(files.target(name), ignore_errors=True)
+            for old in (name, "gradient"):
+                shutil.rmtree(files.target(old), ignore_errors=True)
         elif (there := files.find(name, record.revision)) is not None:
             typer.echo(f"there are sketches in {there} already; --again fits them anew")
             return
@@ -78,6 +79,8 @@ def fit(
         teacher = _teacher(settings, record, files, selection, draws or settings.curation_draws, items, corpus_size)
     finally:
         engine.dispose()
+    from byline.features.gradient import fit_gradient_feature
+    from byline.teachers.gradient_basis import FOLDER
     from byline.teachers.sketch_fit import fit_sketches
 
     # What a killed fit left is of these items, queries and settings only.
@@ -93,6 +96,15 @@ def fit(
         fitted.save(directory)
     files.clear_scratch(unfinished)
     typer.echo(f"{files.target(name)}: {_said(fitted)}")
+    if fitted.tokens is None or (not again and files.find(FOLDER, record.revision) is not None):
+        return
+    truth = fitted.tokens.scores(fitted.tokens.basis.directions(teacher.directions(asked))) if asked else None
+    with _bar("basis of the gradient feature") as progress, files.publishing(FOLDER, record.revision) as directory:
+        fidelity = fit_gradient_feature(
+            teacher, fitted.tokens, asked, truth, directory, seed=settings.seed, progress=progress
+        )
+    shown = ", ".join(f"{key} {value:.4f}" for key, value in fidelity.items()) or "not measured"
+    typer.echo(f"{files.target(FOLDER)}: encoder gradient; against the teacher's own ranking: {shown}")
 
 
 @app.command("show")

@@ -42,7 +42,7 @@ def load_data(
     tau = np.stack([dense_tau(ids, [q.item_ids for q in kept], values) for values in halves])
     if np.isnan(tau).any():
         raise LabelsNotUsable("the studies need rankings of the whole corpus, such as the shipped snapshot's")
-    extractor = load_extractor("+".join(encoders), device=settings.device, model=model)
+    extractor = load_extractor("+".join(encoders), device=settings.device, model=model, cache=settings.cache_dir)
     asked = [TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt) for q in kept]
     keys = [query_key(hashlib.sha256(q.image).hexdigest(), q.prompt) for q in kept]
     cache = settings.cache_dir

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 import byline.ranker as ranker
 from byline.ranker.fit import FitConfig, FitReport, Progress, fit_head
-from byline.ranker.head import HeadConfig, feature_blocks
+from byline.ranker.head import HeadConfig
 from byline.ranker.labelled_set import LabelledSet
 
 FloatArray = npt.NDArray[np.float32]
@@ -70,7 +70,7 @@ def fit_student(train: LabelledSet, validation: LabelledSet, blocks: Sequence[tu
                 settings: StudentSettings, seed: int, progress: Progress | None = None) -> Student:  # fmt: skip
     """Fit on ``train``, choosing the step by mAP on ``validation``; ``blocks`` (encoder, width) of the columns."""
     names, widths = zip(*blocks, strict=True)
-    config = HeadConfig(train.in_dim, feature_blocks(names, widths), settings.hidden, settings.out_dim)
+    config = HeadConfig.of_encoders(names, widths, settings.hidden, settings.out_dim)
     fit = FitConfig(loss=settings.loss, max_steps=settings.max_steps, outside_share=settings.outside_share,
                     evaluate_at=settings.evaluate_at, evaluate_every=max(1, min(20, settings.max_steps // 4)))
     started = time.monotonic()

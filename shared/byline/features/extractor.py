@@ -14,7 +14,7 @@ from PIL import Image
 from byline.errors import FeatureMismatch
 from byline.features.denoiser import DenoisingModel
 from byline.features.encoder import Encoder, Features
-from byline.features.registry import load_encoder, load_evidence_encoder
+from byline.features.registry import GRADIENT, load_encoder, load_evidence_encoder
 from byline.features.spec import FeatureSpec
 
 
@@ -61,11 +61,14 @@ class FeatureExtractor:
 
 def load_extractor(
     spec: str, *, device: str = "cpu", sources: Mapping[str, Path | str] | None = None,
-    model: DenoisingModel | None = None,
+    model: DenoisingModel | None = None, cache: Path | None = None,
 ) -> FeatureExtractor:  # fmt: skip
-    """Load all encoders of a spec by name; ``sources`` maps encoder names to hub names or directories."""
+    """Load all encoders of a spec by name; ``sources`` maps encoder names to hub names or directories.
+
+    ``model``: the attributed model, for specs that ``needs_model``; ``cache``: where its fits lie that it came without.
+    """
     parsed = FeatureSpec.parse(spec)
-    where = sources or {}
+    where = {**({} if cache is None else {GRADIENT: cache}), **(sources or {})}
     encoders = [load_encoder(name, device=device, source=where.get(name), model=model) for name in parsed.encoders]
     return FeatureExtractor(parsed, encoders)
 

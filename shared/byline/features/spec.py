@@ -66,6 +66,14 @@ class FeatureSpec:
         parts = zip(self.encoders, self.dims, self._resolved(self.encoder_hashes), strict=True)
         return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:16]
 
+    def columns(self, encoder: str) -> slice | None:
+        """Where an encoder's block stands in a feature row; None where it has none."""
+        if encoder not in self.encoders:
+            return None
+        place = self.encoders.index(encoder)
+        start = sum(self.dims[:place])
+        return slice(start, start + self.dims[place])
+
     def _resolved(self, values: tuple[_T, ...]) -> tuple[_T, ...]:
         if len(values) != len(self.encoders):
             raise FeatureMismatch(

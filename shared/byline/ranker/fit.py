@@ -2,7 +2,9 @@
 
 Why it exists: one function serves the trainer, the demo and the studies. A step encodes each distinct row once and
 uses all pairs, which sees tens of times more pairs per second than one pair per row; randomness comes only from the
-seed; the untrained head takes part as step 0, so a fit can never return something worse than its start.
+seed; the untrained network takes part as step 0, so a fit can never return something worse than its start. Where the
+head has a direct part, the network is fitted by itself and its weight beside that part is chosen afterwards: a joint
+descent was tried, and lost what the direct part had (docs/student.md).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,12 +20,15 @@ from torch import nn
 
 from byline.errors import LabelsNotUsable
 from byline.evaluation.map import mean_average_precision
+from byline.ranker.direct import EXPONENTS
 from byline.ranker.head import Head, HeadConfig
 from byline.ranker.labelled_set import LabelledSet, influence_ranks
 from byline.ranker.losses import RankingLoss, make_loss
 from byline.ranker.sampling import PairSampler
 
 Progress = Callable[[int, int], None]
+#: Weights of the network beside a direct part that are tried, in standard deviations of its scores.
+BLENDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 12.8)
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,25 @@ def fit_head(train: LabelledSet, validation: LabelledSet, config: HeadConfig, fi
     # Layers and dropout draw from torch's global generator: run it from the seed, and leave the caller's as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Head(config)
-        if warm_start is not None and warm_start.config == config:
+        head = Head(replace(config, width=0))
+        if warm_start is not None and replace(warm_start.config, width=config.width) == config:
             head.load_state_dict(warm_start.state_dict())
         else:
             head.initialise(train.item_features, train.query_features, torch.Generator().manual_seed(seed))
+        if not config.learned:
+            start = held_out_map(head, validation, fit)
+            head = head.narrowed(config.embedding_dim)
+            best = choose_blend(head, train, validation, fit)
+            return FitReport(head.eval(), (FitPoint(0, math.nan, start),), best, 0, start, 1.0)
         loss = make_loss(fit.loss, fit.evaluate_at)
         sampler = PairSampler(influence_ranks(train.tau), queries_per_step=fit.queries_per_step,
                               items_per_step=fit.items_per_step, outside_share=fit.outside_share,
                               rng=np.random.default_rng(seed))
-        return _descend(head, loss, _optimizer(head, loss, fit), sampler, train, validation, fit, progress)
+        fitted = _descend(head, loss, _optimizer(head, loss, fit), sampler, train, validation, fit, progress)
+    # Fitted in full, then put in order and cut: ``config.width`` decides what is served, not what is learnt.
+    head.order_columns(train.item_features)
+    head = head.narrowed(config.embedding_dim)
+    return replace(fitted, head=head, best_map=choose_blend(head, train, validation, fit))
 
 
 def _descend(head: Head, loss: RankingLoss, optimizer: torch.optim.Optimizer, sampler: PairSampler, train: LabelledSet,
@@ -94,7 +108,7 @@ def _descend(head: Head, loss: RankingLoss, optimizer: torch.optim.Optimizer, sa
     queries = torch.from_numpy(np.array(train.query_features, dtype=np.float32))
     items = torch.from_numpy(np.array(train.item_features, dtype=np.float32))
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    start = held_out_map(head, validation, fit)
+    start = _network_map(head, validation, fit)
     history = [FitPoint(0, math.nan, start)]
     best_map, best_step, best_state, best_slope = start, 0, _snapshot(head), float(loss.slope.detach())
     losses: list[float] = []
@@ -117,7 +131,7 @@ def _descend(head: Head, loss: RankingLoss, optimizer: torch.optim.Optimizer, sa
             progress(step, fit.max_steps)
         if step % fit.evaluate_every and step != fit.max_steps:
             continue
-        current = held_out_map(head, validation, fit)
+        current = _network_map(head, validation, fit)
         history.append(FitPoint(step, float(np.mean(losses)), current))
         losses.clear()
         # A gain must exceed float noise, or the chosen step could depend on the encode batch size.
@@ -138,6 +152,36 @@ def held_out_map(head: Head, labelled: LabelledSet, fit: FitConfig) -> float:
     """mAP(``fit.evaluate_at``) of ``head`` on ``labelled``, over the items the teacher scored."""
     scores = head.scores(labelled.query_features, labelled.item_features, fit.encode_batch)
     return mean_average_precision(scores, labelled.tau, fit.evaluate_at).mean
+
+
+def _network_map(head: Head, labelled: LabelledSet, fit: FitConfig) -> float:
+    """As :func:`held_out_map`, of the network alone: what is fitted is judged by itself."""
+    scores = head.learned_scores(labelled.query_features, labelled.item_features, fit.encode_batch)
+    return mean_average_precision(scores, labelled.tau, fit.evaluate_at).mean
+
+
+def choose_blend(head: Head, train: LabelledSet, validation: LabelledSet, fit: FitConfig) -> float:
+    """Set how much the direct part's weak directions count, and the network beside it, by mAP on ``validation``.
+
+    For the columns that ``head`` keeps. Returns that mAP(``fit.evaluate_at``); of a head without a direct part too,
+    which is left as it is.
+    """
+    if head.direct is None:
+        return held_out_map(head, validation, fit)
+    network = head.learned_scores(validation.query_features, validation.item_features, fit.encode_batch)
+    size = float(network.std(1).mean()) or 1.0
+    best = (-math.inf, 0.0, 0.0)
+    for exponent in EXPONENTS:
+        head.set_exponent(exponent, train.item_features, train.query_features)
+        direct = head.direct_scores(validation.query_features, validation.item_features)
+        for share in BLENDS if head.config.learned else (0.0,):
+            scores = direct + np.float32(share / size) * network
+            found = mean_average_precision(scores, validation.tau, fit.evaluate_at).mean
+            if found > best[0] + 1e-4:
+                best = (found, exponent, share / size)
+    head.set_exponent(best[1], train.item_features, train.query_features)
+    head.blend.fill_(best[2])
+    return best[0]
 
 
 def _optimizer(head: Head, loss: RankingLoss, fit: FitConfig) -> torch.optim.Optimizer:

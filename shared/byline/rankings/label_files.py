@@ -23,6 +23,7 @@ from PIL import Image
 from byline.diffusion.model import DiffusionModel
 from byline.errors import LabelsNotUsable
 from byline.features.extractor import FeatureExtractor, load_extractor
+from byline.features.registry import needs_model
 from byline.features.store import FeatureStore, fill_store
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.features import query_key
@@ -87,11 +88,11 @@ def read_label_files(labels: Path, corpus: Path, model_directory: Path, feature_
     """
     header, queries = read_snapshot(labels)
     rows = _corpus_rows(corpus)
-    model = DiffusionModel.load(model_directory, device) if "denoiser" in feature_spec.split("+") else None
+    model = DiffusionModel.load(model_directory, device) if needs_model(feature_spec) else None
     if model is not None and model.revision != header.model_revision:
         raise LabelsNotUsable(f"the labels in {labels} are of model revision {header.model_revision}, "
                               f"{model_directory} is {model.revision}; name the model they were made with")
-    extractor = load_extractor(feature_spec, device=device, model=model)
+    extractor = load_extractor(feature_spec, device=device, model=model, cache=cache)
     folder = cache / "features" / header.corpus_id / extractor.preprocessing_hash
     ids = [int(row["item_id"]) for row in rows]
     pairs = {int(row["item_id"]): (row["image"], row["caption"]) for row in rows}

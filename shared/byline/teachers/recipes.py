@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from byline.diffusion.model import DiffusionModel
-from byline.features.registry import ENCODERS
+from byline.features.registry import ENCODERS, GRADIENT
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.curvature_fit import fit_curvature
@@ -240,6 +240,9 @@ def _similarity(encoder: str) -> Recipe:
     return Recipe(lambda order: SimilarityTeacher(encoder, order.model), _nothing)
 
 
+#: The gradient feature is no raw feature to compare a teacher with, but a teacher's own, cheaply: see ``sketch``.
+RAW = tuple(name for name in ENCODERS if name != GRADIENT)
+
 TEACHERS: dict[str, Recipe] = {
     "abu_plus": _exact(AbuPlus, ekfac, fit_ekfac),
     "abu_plus_linear": _linear(AbuPlusLinear, ekfac, fit_ekfac),
@@ -249,5 +252,5 @@ TEACHERS: dict[str, Recipe] = {
     "sketch": Recipe(_build_sketch, _fit_sketch),
     "trak": _projected("trak", "denoising"),
     "d_trak": _projected("d_trak", "output_norm"),
-    **{f"similarity:{name}": _similarity(name) for name in (*ENCODERS, PIXELS)},
+    **{f"similarity:{name}": _similarity(name) for name in (*RAW, PIXELS)},
 }
