@@ -208,7 +208,9 @@ class Head(nn.Module):
 
     def narrowed(self, width: int) -> Head:
         """The same head with embeddings of ``width`` columns, the best of each part; nothing is fitted again."""
-        other = Head(replace(self.config, width=0 if width == self.config.full_dim else width))
+        # New layers draw weights that are overwritten at once: not from the caller's random stream.
+        with torch.random.fork_rng(devices=[]):
+            other = Head(replace(self.config, width=0 if width == self.config.full_dim else width))
         other.load_state_dict(self.state_dict())
         return other.eval()
 
