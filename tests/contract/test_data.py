@@ -13,6 +13,7 @@ from PIL import Image
 from byline.diffusion.model import directory_revision
 from byline.rankings.snapshot import read_header, read_snapshot
 from byline.teachers.curvature import Curvature
+from byline.teachers.gradient_basis import FOLDER, MANIFEST, GradientBasis
 from byline.teachers.sketch_set import SketchSet
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -67,6 +68,7 @@ def test_data_keeps_within_its_size_limits() -> None:
     assert size("openclipart", "*") <= 25 * MEGABYTE
     assert size("generator", "unet/*", "vae/*", "scheduler/*", "*.json") <= 25 * MEGABYTE
     assert size("generator", "sketches/*") <= 60 * MEGABYTE
+    assert size("generator", "gradient/*") <= 40 * MEGABYTE
     assert size("labels", "*.safetensors", "*.json") <= 15 * MEGABYTE
 
 
@@ -89,6 +91,16 @@ def test_sketches_are_of_this_corpus_and_teacher_and_near_the_first_order_rankin
     assert sketches.tokens is not None and sketches.tokens.item_ids.tolist() == sketches.item_ids.tolist()
     assert sketches.fidelity["token_map100"] >= 0.95 and sketches.fidelity["queries"] >= 20
     sketches.basis.require(Curvature.load(DATA / "generator" / "curvature", revision))
+
+
+def test_the_gradient_basis_is_of_this_model_and_near_the_first_order_ranking() -> None:
+    revision = directory_revision(DATA / "generator")
+    folder = DATA / "generator" / FOLDER
+    basis = GradientBasis.load(folder, revision)
+    assert basis.preconditioner == Curvature.load(DATA / "generator" / "curvature", revision).name
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["name"] == basis.name and basis.dimensions == 768
+    assert manifest["fidelity"]["map100"] >= 0.85 and manifest["fidelity"]["queries"] >= 20
 
 
 def test_no_prompt_group_is_in_two_splits() -> None:
