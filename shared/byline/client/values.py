@@ -87,7 +87,7 @@ class Answer:
     release: str
     model_revision: str
     #: True when nothing rises above the noise floor, or the evidence says that the model did not make this image from
-    #: this prompt; None when the release has no noise floor.
+    #: this prompt; None when the release has no noise floor for such a query.
     not_attributable: bool | None
     noise_floor: float | None
     influences: tuple[Influence, ...]

@@ -18,6 +18,8 @@ from byline.errors import LabelsNotUsable
 from byline.evaluation.calibration import Abstention, Evidence
 
 DoubleArray = npt.NDArray[np.float64]
+#: A score that would refuse more of the real queries than this, to keep its promise on nulls, is no witness by itself.
+MOST_REFUSED = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def fit_abstention(nulls: Nulls, best: DoubleArray, evidence: DoubleArray | None
                    allowed: float = 0.05) -> Abstention:
     """Floors that let at most a share ``allowed`` of each kind of nulls pass, as far as ``nulls`` show.
 
+    Beside evidence, the floor of the score alone is left out where it would refuse most real queries.
     ``best``, ``evidence`` [q] are of real held-out queries; ``encoder`` is (name, preprocessing hash) of the
     evidence. LabelsNotUsable without nulls or queries.
     """
@@ -59,7 +62,8 @@ def fit_abstention(nulls: Nulls, best: DoubleArray, evidence: DoubleArray | None
     floor = _floor(nulls, passing, allowed)
     # No null is left for the score to refuse: it only has to be one that has been seen at all.
     seen = float(min(best.min(), nulls.best.min()))
-    return Abstention(max(floor, seen), alone, Evidence(*encoder, limit))
+    useful = float((best < alone).mean()) <= MOST_REFUSED
+    return Abstention(max(floor, seen), alone if useful else None, Evidence(*encoder, limit))
 
 
 def _floor(nulls: Nulls, values: DoubleArray, allowed: float) -> float:
@@ -104,7 +108,7 @@ class AbstentionReport:
     """``false_attribution`` by kind and ``pooled``, of nulls whose source was not fitted on; ``nulls`` counts them.
 
     ``unseen_kind``: the same where the whole kind was not fitted on. ``refused``: share of real held-out queries
-    that are refused, with ``refused_alone`` of those that come without evidence; ``shuffled_passed``: of real images
+    that are refused, with ``refused_alone`` if the score alone were asked; ``shuffled_passed``: of real images
     under other queries' prompts. ``surely_above`` is a 95 % lower bound of ``pooled``
     (Clopper & Pearson, Biometrika 1934).
     """
@@ -139,7 +143,7 @@ def report_abstention(
         {kind: float(passed[kinds == kind].mean()) for kind in sorted(set(nulls.kind))}, float(passed.mean()),
         surely_above(count, len(passed)), len(passed),
         judge_unseen_kinds(nulls, *fit_on, encoder=encoder, allowed=allowed), float(alone.mean()),
-        float((~fitted.attributes(*judged)).mean()), float((~fitted.attributes(judged[0], None)).mean()),
+        float((~fitted.attributes(*judged)).mean()), float((judged[0] < _floor(nulls, nulls.best, allowed)).mean()),
         len(judged[0]), None if shuffled is None else float(fitted.attributes(*shuffled).mean()),
     )
 

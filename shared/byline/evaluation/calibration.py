@@ -100,20 +100,22 @@ class Abstention:
     """When to say "not attributable".
 
     An answer attributes if its best score is at least ``floor`` *and* the evidence for the query reaches its limit.
-    Where there is no evidence (a query by embedding, or without a prompt) the score has to reach ``floor_alone``.
+    Where there is no evidence (a query by embedding, or without a prompt) the score has to reach ``floor_alone``; None
+    if the score alone tells too little: then nothing is said of such a query.
     """
 
     floor: float
-    floor_alone: float
+    floor_alone: float | None
     evidence: Evidence | None = None
 
-    def floor_for(self, evident: bool) -> float:
+    def floor_for(self, evident: bool) -> float | None:
         """The score that the best item must reach; ``evident`` says whether the query's evidence is known."""
         return self.floor if evident or self.evidence is None else self.floor_alone
 
     def attributes(self, best: DoubleArray, evidence: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
-        """[q] of best scores [q] and evidence [q], or None where it is not known."""
-        above = np.asarray(best >= self.floor_for(evidence is not None))
+        """[q] of best scores [q] and evidence [q], or None where it is not known; True where nothing can be said."""
+        floor = self.floor_for(evidence is not None)
+        above = np.asarray(best >= (-np.inf if floor is None else floor))
         if self.evidence is None or evidence is None:
             return above
         return np.asarray(above & (evidence >= self.evidence.limit))
@@ -147,11 +149,11 @@ class Calibrator:
         return None if asked is None else asked.limit
 
     def noise_floor(self, evident: bool = True) -> float | None:
-        """The score below which nothing is attributed, or None if it was not measured."""
+        """The score below which nothing is attributed, or None if nothing can be said of such a query."""
         return None if self.abstention is None else self.abstention.floor_for(evident)
 
     def attributes(self, scores: Sequence[float], evidence: float | None = None) -> bool:
-        """Whether anything rises above the noise floor; an empty answer attributes nothing.
+        """Whether anything rises above the noise floor, or there is none; an empty answer attributes nothing.
 
         ``evidence`` is the query's, None where it is not known.
         """
@@ -190,7 +192,7 @@ class Calibrator:
                 raise ReleaseCorrupt(f"calibrator.json has format {value['format']}, this version reads {FORMAT}")
             floors = value.get("abstention")
             abstention = None if floors is None else Abstention(
-                float(floors["noise_floor"]), float(floors["noise_floor_without_evidence"]),
+                float(floors["noise_floor"]), _maybe(floors["noise_floor_without_evidence"]),
                 None if floors.get("evidence") is None else _evidence(floors["evidence"]))
             if value["kind"] != KIND:
                 return cls(None, abstention, int(value.get("top", 0)))
@@ -216,6 +218,10 @@ def _first_format(value: Mapping[str, Any]) -> Calibrator:
     margin, (probability, low, high) = _array(knots), (_array(value[name]) for name in names)
     edges = (margin[1:] + margin[:-1]) / 2
     return Calibrator(Curve(0, margin, probability, edges, low, high, value.get("coverage")), abstention)
+
+
+def _maybe(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _evidence(value: Mapping[str, Any]) -> Evidence:

@@ -15,6 +15,7 @@ from byline.evaluation.abstention import (
     report_abstention,
     surely_above,
 )
+from byline.evaluation.calibration import Calibrator
 
 ENCODER = ("prompt_gain", "ab12")
 KINDS = ("photograph", "drawing", "noise")
@@ -51,11 +52,21 @@ def test_at_most_the_allowed_share_of_fresh_nulls_passes_even_where_evidence_ove
 
 
 def test_without_evidence_the_score_alone_keeps_the_promise_and_costs_real_queries() -> None:
-    fitted = fit_abstention(nulls(0), *real(0), encoder=ENCODER, allowed=0.05)
+    fitted = fit_abstention(nulls(0, evidence=None), real(0)[0], None, encoder=ENCODER, allowed=0.05)
     fresh, best = nulls(1, 300), real(1, 500)[0]
     assert fitted.attributes(fresh.best, None).mean() <= 0.06
     assert 0.1 < fitted.attributes(best, None).mean() < 0.5
-    assert fitted.floor_alone > fitted.floor
+
+
+def test_of_a_query_without_evidence_nothing_is_said_unless_the_score_is_a_witness_by_itself() -> None:
+    weak = fit_abstention(nulls(0), *real(0), encoder=ENCODER)
+    assert weak.floor_alone is None and weak.attributes(np.array([-9.0]), None).all()
+    assert not weak.attributes(np.array([-9.0]), np.array([5.0])).any()
+    calibrator = Calibrator(None, weak)
+    assert calibrator.noise_floor(evident=False) is None and calibrator.noise_floor() == weak.floor
+    strong = fit_abstention(nulls(0), *real(0, best=4.0), encoder=ENCODER)
+    assert strong.floor_alone is not None and strong.floor_alone > strong.floor
+    assert strong.attributes(np.array([1.0, 4.0]), None).tolist() == [False, True]
 
 
 def test_a_null_is_judged_by_floors_that_its_own_source_did_not_fit() -> None:

@@ -162,6 +162,8 @@ def test_what_is_written_is_read_again() -> None:
     written = Calibrator(curve, Abstention(0.1, 0.4, Evidence("prompt_gain", "ab", 0.2)), TOP)
     read = Calibrator.from_json(json.loads(json.dumps(written.to_json(), allow_nan=False)))
     assert read.to_json() == written.to_json() and read.abstention == written.abstention
+    silent = Calibrator(None, Abstention(0.1, None, Evidence("prompt_gain", "ab", 0.2)))
+    assert Calibrator.from_json(json.loads(json.dumps(silent.to_json()))) == silent
     assert read.probabilities([1.0, 0.5]) == written.probabilities([1.0, 0.5])
     empty = Calibrator.from_json(Calibrator().to_json())
     assert empty.curve is None and empty.abstention is None and empty.depth == 0
