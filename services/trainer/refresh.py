@@ -28,6 +28,7 @@ from byline.ranker.fit import FitConfig, FitReport, fit_head
 from byline.ranker.head import Head, HeadConfig, load_head
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
+from byline.rankings.features import Asked
 from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
@@ -72,7 +73,7 @@ class FeatureRows(Protocol):
         """[n, in] in the order of ``items``."""
         ...
 
-    def of_queries(self, rankings: Sequence[LabelledQuery], progress: Callable[[int, int], None]) -> FloatArray:
+    def of_queries(self, rankings: Sequence[Asked], progress: Callable[[int, int], None]) -> FloatArray:
         """[q, in] in the order of ``rankings``."""
         ...
 

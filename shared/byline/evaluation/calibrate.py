@@ -35,7 +35,7 @@ class ScoredQueries:
     @property
     def best(self) -> npt.NDArray[np.float64]:
         """[q]: the best item's score."""
-        return self.scores.max(1).astype(np.float64)
+        return np.asarray(self.scores.max(1), dtype=np.float64)
 
     def pair(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]:
         """(best score, evidence)."""

@@ -202,7 +202,8 @@ class Calibrator:
             if len(parts[0]) != len(parts[1]) or not len(parts[0]) or {len(parts[3]), len(parts[4])} != {
                     len(parts[2]) + 1}:
                 raise ReleaseCorrupt("calibrator.json has lists of lengths that do not fit together")
-            read = Curve(int(value["reference_rank"]), *parts, value.get("coverage"))
+            margin, probability, edges, low, high = parts
+            read = Curve(int(value["reference_rank"]), margin, probability, edges, low, high, value.get("coverage"))
             return cls(read, abstention, int(value.get("top", 0)))
         except (KeyError, TypeError, ValueError) as error:
             raise ReleaseCorrupt(f"calibrator.json cannot be read: {error!r}") from error
