@@ -8,14 +8,14 @@ withdrawal that was acknowledged before the call began is always seen. No transa
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection
 
 from attribution.v1 import attribution_job_pb2 as wire
 from byline.db.session import single_statements
 from byline.errors import JobNotFound
-from byline.jobs.model import Job
+from byline.jobs.model import Job, StageResult
 from byline.jobs.states import Kind, Stage
 from services.gateway import convert
 from services.gateway.context import GatewayContext
@@ -35,24 +35,24 @@ def changed(
     The end is told whatever was seen: a claim that Postgres forgot in a crash took its revision with it.
     """
     with single_statements(context.engine) as connection:
-        job = _row(context, connection, project_id, job_id)
+        job, results = _found(context, connection, project_id, job_id)
         if job.revision <= seen and not job.is_terminal:
             return job, None
-        return job, _render(context, connection, [job], with_answers)[0]
+        return job, _messages(context, connection, [(job, results)], with_answers)[0]
 
 
 def first_answer(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob | None:
     """A client's job once its lookup is over. JobNotFound also if Postgres crashed before the job was on its disk."""
     with single_statements(context.engine) as connection:
-        job = _row(context, connection, project_id, job_id)
-        return None if in_lookup(job) else _render(context, connection, [job], True)[0]
+        job, results = _found(context, connection, project_id, job_id)
+        return None if in_lookup(job) else _messages(context, connection, [(job, results)], True)[0]
 
 
 def kept(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> wire.AttributionJob:
     """A client's job that will survive a crash: flushed first, and only then looked for. JobNotFound as above."""
     context.jobs.flush()
     with single_statements(context.engine) as connection:
-        return _render(context, connection, [_row(context, connection, project_id, job_id)], True)[0]
+        return _messages(context, connection, [_found(context, connection, project_id, job_id)], True)[0]
 
 
 def in_lookup(job: Job) -> bool:
@@ -72,7 +72,17 @@ def render_all(context: GatewayContext, jobs: Iterable[Job], *, with_answers: bo
 
 
 def _row(context: GatewayContext, connection: Connection, project_id: str, job_id: uuid.UUID) -> Job:
-    job = context.jobs.find_within(connection, job_id)
+    return _visible(context.jobs.find_within(connection, job_id), project_id, job_id)
+
+
+def _found(
+    context: GatewayContext, connection: Connection, project_id: str, job_id: uuid.UUID
+) -> tuple[Job, Sequence[StageResult]]:
+    job, results = context.jobs.find_with_results(connection, job_id) or (None, [])
+    return _visible(job, project_id, job_id), results
+
+
+def _visible(job: Job | None, project_id: str, job_id: uuid.UUID) -> Job:
     if job is None or job.project_id != project_id or job.kind is not Kind.ATTRIBUTION:
         raise JobNotFound(f"project {project_id} has no job {job_id}", job=job_id)
     return job
@@ -86,6 +96,16 @@ def _render(
         (job, list(context.jobs.results_within(connection, job.id).values()) if _may_have(job, with_answers) else [])
         for job in jobs
     ]
+    return _messages(context, connection, found, with_answers)
+
+
+def _messages(
+    context: GatewayContext,
+    connection: Connection,
+    found: Sequence[tuple[Job, Sequence[StageResult]]],
+    with_answers: bool,
+) -> list[wire.AttributionJob]:
+    """Withdrawn items are looked up here, after the answers were read."""
     named = {
         int(entry["item_id"]) for _, results in found for result in results
         for entry in result.result.get("influences", ())

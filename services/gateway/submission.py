@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from byline.db.session import transaction
+from byline.db.session import single_statements, transaction
 from byline.errors import (
     BlobNotFound,
     BylineError,
@@ -37,6 +37,12 @@ def submit_many(context: GatewayContext, many: Sequence[Asked], *, flush: bool =
     Without ``flush`` the commit is not waited for on disk. The caller must not acknowledge such a job before its stage
     has ended (that commit is flushed, and with it all before it), or else call ``context.jobs.flush`` first.
     """
+    if len(many) == 1:  # two statements, mostly
+        with single_statements(context.engine) as connection:
+            _admit(context, connection, many[0])
+            job = context.jobs.create_alone(connection, _with_image(context, many[0]), flush=flush)
+        if job is not None:
+            return [job]
     with transaction(context.engine) as connection:
         for asked in many:
             _admit(context, connection, asked)

@@ -184,7 +184,7 @@ class WorkerChild:
         release_id = self._serving.current_id()
         if release_id is None:
             return False
-        self._runner.run_waiting(Stage.LOOKUP, self._lookup, self._lookup.refused, release_id)
+        self._runner.run_waiting(Stage.LOOKUP, self._lookup, release_id)
         return self._runner.more_may_wait
 
     def _verification_stages(self) -> Mapping[Stage, Work]:

@@ -6,7 +6,6 @@ Everything of one answer comes from one release, the one pinned by the claim, wh
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
 from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
 from services.workers.feature_memory import FeatureMemory
-from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn, withdrawn_in
+from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn
 
 if TYPE_CHECKING:
     from byline.evaluation.calibration import Probability
@@ -84,12 +83,7 @@ class LookupStage:
             evidence_floor=calibrator.evidence_floor,
         )
         named = item_ids_of(answer)
-        return Outcome(answer, also=lambda connection: self._refuse(connection, named))
-
-    def refused(self, connection: Connection, done: Sequence[tuple[Claim, Outcome]]) -> set[uuid.UUID]:
-        """Of a batch, the jobs whose answers name an item that is withdrawn by now; for the completing transaction."""
-        named = {claim.job.id: item_ids_of(dict(found.result)) for claim, found in done}
-        return withdrawn_in(connection, named)
+        return Outcome(answer, also=lambda connection: self._refuse(connection, named), named=named)
 
     def _refuse(self, connection: Connection, named: Sequence[int]) -> None:
         try:

@@ -8,8 +8,7 @@ committed is filtered by the gateway when it is read.
 from __future__ import annotations
 
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +32,6 @@ def refuse_withdrawn(connection: Connection, item_ids: Sequence[int]) -> None:
             "an item of the answer was withdrawn while the answer was made; the stage runs again without it",
             items=",".join(str(item_id) for item_id in gone),
         )
-
-
-def withdrawn_in(connection: Connection, named: Mapping[uuid.UUID, Sequence[int]]) -> set[uuid.UUID]:
-    """The jobs among ``named`` (item ids by job) whose answers name a withdrawn item: one look for all of them."""
-    every = sorted({item_id for item_ids in named.values() for item_id in item_ids})
-    if not every:
-        return set()
-    gone = set(connection.execute(_WITHDRAWN, {"ids": every}).scalars())
-    return {job_id for job_id, item_ids in named.items() if not gone.isdisjoint(item_ids)}
 
 
 class WithdrawnItems:

@@ -26,9 +26,12 @@ _INSERT = selecting_jobs(f"""
 WITH made AS (
     INSERT INTO jobs (id, project_id, request_id, fingerprint, kind, model_id, prompt, image_sha256, embedding, tier,
         verification, top_k, candidates, payload, state, stage, max_attempts, expire_time)
-    VALUES (:id, :project_id, :request_id, :fingerprint, :kind, :model_id, :prompt, :image_sha256, :embedding, :tier,
-        :verification, :top_k, :candidates, CAST(:payload AS jsonb), 'QUEUED', :stage, :max_attempts,
-        now() + make_interval(secs => :ttl_s))
+    SELECT CAST(:id AS uuid), :project_id, :request_id, :fingerprint, :kind, :model_id, :prompt, :image_sha256,
+        CAST(:embedding AS bytea), :tier, :verification, :top_k, :candidates, CAST(:payload AS jsonb), 'QUEUED', :stage,
+        :max_attempts, now() + make_interval(secs => :ttl_s)
+    WHERE CAST(:room AS bigint) IS NULL OR CAST(:room AS bigint) > (
+        SELECT count(*) FROM (SELECT 1 FROM jobs WHERE stage = :stage AND state = 'QUEUED' LIMIT :room) AS waiting
+    )
     ON CONFLICT DO NOTHING RETURNING *
 ), noted AS (
     INSERT INTO job_events (job_id, to_state, stage, actor, fence, reason)
@@ -63,7 +66,7 @@ def admit(
     unique = {_key(new): new for new in reversed(news)}
     created: dict[Key, Job] = {}
     for key in sorted(unique):
-        values = _columns(unique[key], prints[key], new_id()) | {"lazy": lazy}
+        values = _columns(unique[key], prints[key], new_id()) | {"lazy": lazy, "room": None}
         row = connection.execute(_INSERT, values).mappings().first()
         if row is not None:
             created[key] = to_job(row)
@@ -83,6 +86,25 @@ def admit(
             )
         answers.append((job, key in created and all(job is not answered for answered, _ in answers)))
     return answers
+
+
+def admit_alone(
+    connection: Connection, new: NewJob, bounds: Mapping[Stage, int], new_id: Callable[[], uuid.UUID], *, lazy: bool
+) -> Job | None:
+    """One new job of one stage whose queue is far from full: a single statement, also as a transaction of its own.
+
+    None, and nothing done, for every other case, which is ``admit``'s: a job that exists, one that will pass through
+    several stages, a queue near its bound.
+    """
+    if new.kind is not Kind.ATTRIBUTION or stages(new.kind, new.tier) != (first_stage(new.kind),):
+        return None
+    bound = bounds.get(first_stage(new.kind))
+    room = None if bound is None else bound - _MARGIN
+    if room is not None and room <= 0:
+        return None
+    values = _columns(new, fingerprint(_checked(new)), new_id()) | {"lazy": lazy, "room": room}
+    row = connection.execute(_INSERT, values).mappings().first()
+    return None if row is None else to_job(row)
 
 
 def _key(job: NewJob | Job) -> Key:

@@ -2,7 +2,7 @@
 
 Why it exists: ``StageRunner`` answers one doorbell with one claim, one heartbeat thread and one completion; for work of
 milliseconds that is most of the cost. Here one claim takes what waits, the work is done job by job (so an answer never
-depends on its neighbours), and one transaction completes all that went well. Whatever went otherwise ends through
+depends on its neighbours), and one statement completes all that went well. Whatever went otherwise ends through
 ``StageRunner``, job by job.
 """
 
@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from sqlalchemy import Connection
 
 from byline import telemetry
 from byline.errors import DatabaseUnavailable, LeaseLost
@@ -30,10 +28,6 @@ BUDGET_S = 0.02
 MOST = 16
 #: A batch is kept alive for so long (seconds): a database that is away is waited for, a job that hangs is not.
 LONGEST_S = 2 * GIVE_UP_S
-
-#: Asked inside the completing transaction, of all outcomes: the jobs whose outcome must not be written any more.
-Refuse = Callable[[Connection, Sequence[tuple[Claim, Outcome]]], Collection[uuid.UUID]]
-
 
 @dataclass
 class _Worked:
@@ -57,7 +51,7 @@ class BatchRunner(StageRunner):
         self._kept_until = 0.0
         self._heart: threading.Thread | None = None
 
-    def run_waiting(self, stage: Stage, work: Work, refuse: Refuse, release_id: str | None = None) -> int:
+    def run_waiting(self, stage: Stage, work: Work, release_id: str | None = None) -> int:
         """Claim, work and complete; returns how many jobs were claimed (0: nothing waits).
 
         Does not raise for anything that happens to a job. Raises ``DatabaseUnavailable`` as ``run`` does.
@@ -72,7 +66,7 @@ class BatchRunner(StageRunner):
         try:
             for one in batch:
                 self._work_on(one, work)
-            self._finish(batch, refuse)
+            self._finish(batch)
         finally:
             with self._keeping:
                 self._kept = None
@@ -101,15 +95,13 @@ class BatchRunner(StageRunner):
         except LeaseLost:
             return self._lease_lost()
 
-    def _finish(self, batch: Sequence[_Worked], refuse: Refuse) -> None:
+    def _finish(self, batch: Sequence[_Worked]) -> None:
         """Complete together; what is left over, or all if that fails, one by one."""
-        done = [(one.claim, one.found) for one in batch if one.found is not None]
+        done = [(one.claim, one.found.result, one.found.named) for one in batch if one.found is not None]
         written: Collection[uuid.UUID] = ()
         if done:
             try:
-                written = self._persistently(lambda: self._store.complete_last(
-                    [(claim, found.result) for claim, found in done], lambda connection: refuse(connection, done)
-                ))  # fmt: skip
+                written = self._persistently(lambda: self._store.complete_last(done))
             except DatabaseUnavailable:
                 raise
             except Exception:  # one result that Postgres refuses must not cost the others theirs

@@ -38,12 +38,18 @@ def selecting_jobs(sql: str) -> TextualSelect:
 
 _FIND = selecting_jobs(f"SELECT {COLUMNS} FROM jobs WHERE id = :id")  # noqa: S608
 _FIND_LOCKED = selecting_jobs(f"SELECT {COLUMNS} FROM jobs WHERE id = :id FOR UPDATE")  # noqa: S608
+_FIND_WITH_RESULTS = text(
+    f"SELECT {', '.join('j.' + name for name in JOBS.c.keys())}, r.stage, r.release_id, r.fence, r.result, r.created_at"  # noqa: S608
+    " FROM jobs j LEFT JOIN job_results r ON r.job_id = j.id WHERE j.id = :id ORDER BY r.created_at"
+).columns(
+    *JOBS.c, RESULTS.c.stage, RESULTS.c.release_id, RESULTS.c.fence, RESULTS.c.result, RESULTS.c.created_at
+)
 _RESULTS = text(
     "SELECT stage, release_id, fence, result, created_at FROM job_results WHERE job_id = :id ORDER BY created_at"
 ).columns(RESULTS.c.stage, RESULTS.c.release_id, RESULTS.c.fence, RESULTS.c.result, RESULTS.c.created_at)
 
 
-def to_job(row: RowMapping) -> Job:
+def to_job(row: Mapping[str, Any] | RowMapping) -> Job:
     """A row of ``jobs`` (all columns) as a value."""
     values = dict(row)
     values["kind"] = Kind(row["kind"])
@@ -68,7 +74,7 @@ def to_event(row: RowMapping) -> JobEvent:
     )
 
 
-def to_result(row: RowMapping) -> StageResult:
+def to_result(row: Mapping[str, Any] | RowMapping) -> StageResult:
     """A row of ``job_results`` as a value."""
     return StageResult(
         stage=Stage(row["stage"]),
@@ -88,6 +94,17 @@ def find(connection: Connection, job_id: uuid.UUID, *, lock: bool = False) -> Jo
 def results_of(connection: Connection, job_id: uuid.UUID) -> list[StageResult]:
     """What the finished stages of a job found, in their order."""
     return [to_result(row) for row in connection.execute(_RESULTS, {"id": job_id}).mappings()]
+
+
+def find_with_results(connection: Connection, job_id: uuid.UUID) -> tuple[Job, list[StageResult]] | None:
+    """The job with what its finished stages found, in their order, by one statement."""
+    rows = connection.execute(_FIND_WITH_RESULTS, {"id": job_id}).all()
+    if not rows:
+        return None
+    width = len(JOBS.c)
+    job = to_job(dict(zip(JOBS.c.keys(), rows[0][:width], strict=True)))
+    names = ("stage", "release_id", "fence", "result", "created_at")
+    return job, [to_result(dict(zip(names, row[width:], strict=True))) for row in rows if row[width] is not None]
 
 
 def add_event(connection: Connection, job: Job, before: State | None, *, stage: Stage, actor: str, reason: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -55,12 +55,14 @@ class Outcome:
     """What a stage found: its result JSON, and rows to write in the transaction that completes it.
 
     ``after`` is called once all of it is written, to clear away what would have let another attempt resume. It
-    must not raise, and may never be called: the process may end before.
+    must not raise, and may never be called: the process may end before. ``named`` are the items that the result names:
+    where several jobs are completed at once, one that names a withdrawn item is left to ``also``, which must refuse it.
     """
 
     result: Mapping[str, Any]
     also: Callable[[Connection], None] | None = None
     after: Callable[[], None] | None = None
+    named: Sequence[int] = ()
 
 
 class Beat:

@@ -20,7 +20,7 @@ from byline.errors import BylineError, JobNotCancellable, JobNotFound
 from byline.jobs import admission, dead, leases, outbox, waiting
 from byline.jobs.model import Claim, Job, JobEvent, NewJob, StageResult
 from byline.jobs.outbox import Doorbell, StageDepth
-from byline.jobs.rows import EVENTS, JOBS, change, find, results_of, to_event, to_job
+from byline.jobs.rows import EVENTS, JOBS, change, find, find_with_results, results_of, to_event, to_job
 from byline.jobs.states import Stage, State
 
 #: A commit waits for the disk only if it wrote something: this writes a few bytes to the log and to no table.
@@ -72,6 +72,13 @@ class JobStore:
             connection.execute(_FLUSH)  # the job this request made before may not be on disk yet
         return made
 
+    def create_alone(self, connection: Connection, new: NewJob, *, flush: bool = True) -> Job | None:
+        """One job by one statement, if nothing speaks against it; None if only ``create_within`` can tell.
+
+        For a connection of single statements. ``flush`` as there.
+        """
+        return admission.admit_alone(connection, new, self._bounds, self._new_id, lazy=not flush)
+
     def flush(self) -> None:
         """When this returns, everything committed before it survives a crash of Postgres."""
         with transaction(self._engine) as connection:
@@ -90,6 +97,11 @@ class JobStore:
         if job is None or job.project_id != project_id:
             raise _not_found(job_id)
         return job
+
+    @staticmethod
+    def find_with_results(connection: Connection, job_id: uuid.UUID) -> tuple[Job, Sequence[StageResult]] | None:
+        """The job of any project and its stages' results, by one statement on the caller's connection."""
+        return find_with_results(connection, job_id)
 
     @staticmethod
     def find_within(connection: Connection, job_id: uuid.UUID) -> Job | None:
@@ -176,12 +188,10 @@ class JobStore:
                 connection, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id, most=most
             )
 
-    def complete_last(
-        self, done: Sequence[tuple[Claim, Mapping[str, Any]]], refused: waiting.Refused
-    ) -> set[uuid.UUID]:
-        """Complete several jobs in one transaction; returns those written. See ``waiting.complete_last``."""
-        with transaction(self._engine) as connection:
-            return waiting.complete_last(connection, done, refused)
+    def complete_last(self, done: Sequence[waiting.Done]) -> set[uuid.UUID]:
+        """Complete several jobs at once; returns those written. See ``waiting.complete_last``."""
+        with single_statements(self._engine) as connection:
+            return waiting.complete_last(connection, done)
 
     def heartbeat(self, claim: Claim, done: int, total: int, lease_s: float) -> bool:
         """Extend the lease by ``lease_s`` from now; True if cancellation was asked for. Raises ``LeaseLost``."""

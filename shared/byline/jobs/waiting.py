@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -59,29 +59,36 @@ WITH RECURSIVE projects AS (
 SELECT {COLUMNS} FROM claimed LEFT JOIN lazily ON true ORDER BY place
 """)  # noqa: S608
 
-_HOLD = text("""
-SELECT j.id FROM jobs j JOIN unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS a(id, fence)
-    ON j.id = a.id AND j.fence = a.fence
-WHERE j.stage = :stage AND j.state = 'RUNNING' AND j.lease_owner = :worker
-ORDER BY j.id FOR UPDATE OF j
-""")
-
+# What must hold of a job (its fence and owner, that it runs) is looked at under its row's lock; withdrawals are those
+# committed when the statement begins, and whoever reads the answer leaves out later ones.
 _SUCCEED = text("""
-WITH done AS (
-    SELECT CAST(key AS uuid) AS id, value AS result FROM jsonb_each(CAST(:results AS jsonb))
-), written AS (
-    INSERT INTO job_results (job_id, stage, release_id, fence, result)
-    SELECT j.id, j.stage, j.release_id, j.fence, d.result FROM done d JOIN jobs j USING (id)
+WITH asked AS (
+    SELECT CAST(e->>'id' AS uuid) AS id, CAST(e->>'fence' AS bigint) AS fence, e->'result' AS result,
+        e->'named' AS named
+    FROM jsonb_array_elements(CAST(:done AS jsonb)) AS e
+), held AS (
+    SELECT j.id FROM jobs j JOIN asked a ON j.id = a.id AND j.fence = a.fence
+    WHERE j.stage = :stage AND j.state = 'RUNNING' AND j.lease_owner = :worker AND NOT EXISTS (
+        SELECT 1 FROM items WHERE withdrawn_at IS NOT NULL
+            AND item_id IN (SELECT CAST(n AS bigint) FROM jsonb_array_elements_text(a.named) AS n)
+    )
+    ORDER BY j.id FOR UPDATE OF j
 ), changed AS (
     UPDATE jobs SET state = 'SUCCEEDED', error = NULL, lease_owner = NULL, lease_until = NULL, end_time = now(),
         next_attempt_at = NULL, dispatched_at = NULL
-    FROM done WHERE jobs.id = done.id RETURNING jobs.id, jobs.stage, jobs.fence
+    FROM held WHERE jobs.id = held.id RETURNING jobs.id, jobs.stage, jobs.fence, jobs.release_id
+), written AS (
+    INSERT INTO job_results (job_id, stage, release_id, fence, result)
+    SELECT c.id, c.stage, c.release_id, c.fence, a.result FROM changed c JOIN asked a USING (id)
+), noted AS (
+    INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
+    SELECT id, 'RUNNING', 'SUCCEEDED', stage, :worker, fence, 'completed' FROM changed
 )
-INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
-SELECT id, 'RUNNING', 'SUCCEEDED', stage, :worker, fence, 'completed' FROM changed
+SELECT id FROM changed
 """)
 
-Refused = Callable[[Connection], Collection[uuid.UUID]]
+#: A claim, what its stage found, and the items that names.
+Done = tuple[Claim, Mapping[str, Any], Sequence[int]]
 
 
 def claim_waiting(
@@ -96,25 +103,21 @@ def claim_waiting(
     return [Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id) for job in jobs]
 
 
-def complete_last(
-    connection: Connection, done: Sequence[tuple[Claim, Mapping[str, Any]]], refused: Refused
-) -> set[uuid.UUID]:
-    """Write results of one worker's claims on their jobs' last stage, and end those jobs, together.
+def complete_last(connection: Connection, done: Sequence[Done]) -> set[uuid.UUID]:
+    """Write results of one worker's claims on their jobs' last stage, and end those jobs: one statement.
 
     Returns the ids written. Left out, with nothing changed, is a job whose lease was lost, that is being cancelled, has
-    another stage before it, or is among ``refused(connection)``, which is asked under the rows' locks: each of these
-    goes the way of a single completion, which knows what to do about it.
+    another stage before it, or names an item that was withdrawn: each of these goes the way of a single completion,
+    which knows what to do about it.
     """
-    last = [(claim, result) for claim, result in done if next_stage(claim.stage, claim.job.tier) is None]
+    last = [one for one in done if next_stage(one[0].stage, one[0].job.tier) is None]
     if not last:
         return set()
     first = last[0][0]
-    asked = {"stage": first.stage, "worker": first.worker_id, "ids": [claim.job.id for claim, _ in last],
-             "fences": [claim.fence for claim, _ in last]}  # fmt: skip
-    held = set(connection.execute(_HOLD, asked).scalars())
-    held -= set(refused(connection)) if held else set()
-    written = {str(claim.job.id): dict(result) for claim, result in last if claim.job.id in held}
-    if written:
-        # One JSON, not an array of them: an array's text escapes every quotation mark once more.
-        connection.execute(_SUCCEED, {"results": json.dumps(written), "worker": first.worker_id})
-    return held
+    # One JSON, not an array of them: an array's text escapes every quotation mark once more.
+    asked = [
+        {"id": str(claim.job.id), "fence": claim.fence, "result": dict(result), "named": list(named)}
+        for claim, result, named in last
+    ]
+    parameters = {"stage": first.stage, "worker": first.worker_id, "done": json.dumps(asked)}
+    return set(connection.execute(_SUCCEED, parameters).scalars())

@@ -7,7 +7,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import text
 
+from byline.db.session import single_statements
 from byline.errors import InvalidRequest, QueueFull, RequestIdReused
 from byline.jobs import Kind, Stage, State, Tier
 from byline.jobs.store import JobStore
@@ -145,3 +147,44 @@ def test_verified_jobs_are_bounded_before_they_reach_the_slow_queue(engine, new_
     with pytest.raises(QueueFull):
         store.create(new_job(tier=Tier.VERIFIED))
     assert store.create(new_job(tier=Tier.RETRIEVED))[1]
+
+
+# --- one statement for the common case ---------------------------------------------------------------------
+
+
+def count(engine):
+    with engine.begin() as connection:
+        return connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
+
+
+def alone(engine, store, new, **more):
+    with single_statements(engine) as connection:
+        return store.create_alone(connection, new, **more)
+
+
+def test_one_statement_makes_the_same_job_as_the_long_way(engine, store, new_job):
+    for fields in ({}, {"image_sha256": None, "embedding": (0.5, -1.0)}, {"payload": {"a": [1, "x"]}, "ttl_s": 60.0}):
+        one = alone(engine, store, new_job("short", **fields))
+        other, _ = store.create(new_job("long", **fields))
+        own = ("id", "request_id", "create_time", "update_time", "expire_time")
+        assert {**vars(one), **dict.fromkeys(own)} == {**vars(other), **dict.fromkeys(own)}
+        assert (one.expire_time - one.create_time) == (other.expire_time - other.create_time)
+        assert [event.reason for event in store.events(one.id)] == ["created"]
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM jobs"))
+
+
+@pytest.mark.parametrize("case", ["exists", "several stages", "curation", "near its bound"])
+def test_one_statement_does_nothing_where_the_long_way_must_decide(case, engine, store, new_job):
+    new = new_job("r")
+    if case == "exists":
+        store.create(new)
+    elif case == "several stages":
+        new = new_job("r", tier=Tier.VERIFIED)
+    elif case == "curation":
+        new = new_job("r", kind=Kind.RANKING)
+    else:
+        store = JobStore(engine, {Stage.LOOKUP: 258})
+        assert [alone(engine, store, new_job(str(n))) is not None for n in range(2)] == [True, True]
+    before = count(engine)
+    assert alone(engine, store, new) is None and count(engine) == before

@@ -19,10 +19,6 @@ from byline.jobs.runner import Outcome
 RESULT = {"tier": "RETRIEVED", "influences": []}
 
 
-def nobody(_connection):
-    return set()
-
-
 def take(store, worker="w", most=10):
     return store.claim_waiting(Stage.LOOKUP, worker, 30, "r1", most)
 
@@ -84,9 +80,9 @@ def test_a_job_is_not_taken_without_a_doorbell_when_it_is(state, store, new_job,
 def test_jobs_completed_together_end_once_with_result_and_event(store, new_job):
     create(store, new_job, 3)
     claims = take(store)
-    done = [(claim, {**RESULT, "number": n}) for n, claim in enumerate(claims)]
-    assert store.complete_last(done, nobody) == {claim.job.id for claim in claims}
-    assert store.complete_last(done, nobody) == set()
+    done = [(claim, {**RESULT, "number": n}, []) for n, claim in enumerate(claims)]
+    assert store.complete_last(done) == {claim.job.id for claim in claims}
+    assert store.complete_last(done) == set()
     for number, claim in enumerate(claims):
         row = store.find(claim.job.id)
         assert (row.state, row.lease_owner) == (State.SUCCEEDED, None) and row.end_time is not None
@@ -95,15 +91,28 @@ def test_jobs_completed_together_end_once_with_result_and_event(store, new_job):
         assert [event.to_state for event in store.events(row.id)][-1] is State.SUCCEEDED
 
 
-def test_left_out_of_a_completion_is_who_lost_the_lease_is_cancelled_refused_or_goes_on(store, new_job, let_pass):
+def item(engine, item_id, *, withdrawn):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO corpora (id) VALUES ('c') ON CONFLICT DO NOTHING"))
+        connection.execute(text(
+            "INSERT INTO items (item_id, corpus_id, caption, image_sha256, near_duplicate_group, withdrawn_at)"
+            " VALUES (:id, 'c', '', '', :id, CASE WHEN :withdrawn THEN now() END)"
+        ), {"id": item_id, "withdrawn": withdrawn})  # fmt: skip
+
+
+def test_left_out_of_a_completion_is_who_lost_the_lease_is_cancelled_names_a_withdrawn_item_or_goes_on(
+    engine, store, new_job, let_pass
+):
     create(store, new_job, 4)
     create(store, new_job, 1, tier=Tier.VERIFIED)
     lost, cancelled, refused, fine, goes_on = claims = take(store)
     let_pass(lost.job.id, "lease_until")
     store.expire_leases()
     store.cancel("p", cancelled.job.id)
-    done = [(claim, RESULT) for claim in claims]
-    assert store.complete_last(done, lambda _connection: {refused.job.id}) == {fine.job.id}
+    item(engine, 8, withdrawn=False)
+    item(engine, 9, withdrawn=True)
+    done = [(claim, RESULT, [8, 9] if claim is refused else [7, 8]) for claim in claims]
+    assert store.complete_last(done) == {fine.job.id}
     states = [store.find(claim.job.id).state for claim in (lost, cancelled, refused, goes_on)]
     assert states == [State.QUEUED, State.CANCELLING, State.RUNNING, State.RUNNING]
     assert all(store.results(claim.job.id) == {} for claim in (lost, cancelled, refused, goes_on))
@@ -113,7 +122,7 @@ def test_the_same_fence_in_other_hands_changes_nothing(store, new_job):
     """Claims are not flushed: after a crash of Postgres that forgot one, the next claim has its fence."""
     create(store, new_job, 2)
     forgotten, other = (replace(claim, worker_id="crashed") for claim in take(store))
-    assert store.complete_last([(forgotten, RESULT), (other, RESULT)], nobody) == set()
+    assert store.complete_last([(forgotten, RESULT, []), (other, RESULT, [])]) == set()
     for write in (lambda: store.complete(forgotten, RESULT), lambda: store.heartbeat(forgotten, 0, 0, 30)):
         with pytest.raises(LeaseLost):
             write()
@@ -131,7 +140,7 @@ def test_a_claim_does_not_wait_for_the_disk_and_a_completion_does(engine, store,
         assert mode(connection) == "off"
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL synchronous_commit = on"))
-        assert waiting.complete_last(connection, [(claims[0], RESULT)], nobody)
+        assert waiting.complete_last(connection, [(claims[0], RESULT, [])])
         assert mode(connection) == "on"
 
 
@@ -167,10 +176,6 @@ def quick(runner, monkeypatch):
     return runner
 
 
-def refuse_none(_connection, _done):
-    return set()
-
-
 def test_one_bad_job_costs_its_neighbours_nothing(quick, store, new_job):
     jobs = create(store, new_job, 4)
 
@@ -181,26 +186,24 @@ def test_one_bad_job_costs_its_neighbours_nothing(quick, store, new_job):
             return Outcome({"not JSON": object()})
         return Outcome(RESULT)
 
-    assert quick.run_waiting(Stage.LOOKUP, work, refuse_none, "r1") == 4
+    assert quick.run_waiting(Stage.LOOKUP, work, "r1") == 4
     states = [store.find(job.id).state for job in jobs]
     assert states[0] is states[3] is State.SUCCEEDED and states[1] is State.FAILED
     assert states[2] is not State.SUCCEEDED
     assert store.find(jobs[1].id).error["reason"] == "INVALID_REQUEST"
 
 
-def test_a_refused_outcome_is_tried_again_and_the_others_are_written(quick, store, new_job):
+def test_an_answer_that_names_a_withdrawn_item_is_tried_again_and_the_others_are_written(quick, engine, store, new_job):
     jobs = create(store, new_job, 3)
 
     def gone(_connection):
         raise ItemWithdrawn("withdrawn meanwhile")
 
     def work(claim, beat):
-        return Outcome(RESULT, also=gone if claim.job.id == jobs[1].id else None)
+        return Outcome(RESULT, also=gone, named=[9]) if claim.job.id == jobs[1].id else Outcome(RESULT, named=[8])
 
-    def refuse(_connection, done):
-        return {claim.job.id for claim, _ in done if claim.job.id == jobs[1].id}
-
-    quick.run_waiting(Stage.LOOKUP, work, refuse, "r1")
+    item(engine, 9, withdrawn=True)
+    quick.run_waiting(Stage.LOOKUP, work, "r1")
     assert [store.find(job.id).state for job in jobs] == [State.SUCCEEDED, State.QUEUED, State.SUCCEEDED]
     assert store.results(jobs[1].id) == {} and store.find(jobs[1].id).attempt == 1
 
@@ -212,7 +215,7 @@ def test_a_stop_in_the_middle_hands_back_what_was_not_begun(quick, store, new_jo
         quick._stop.set()
         return Outcome(RESULT)
 
-    quick.run_waiting(Stage.LOOKUP, work, refuse_none, "r1")
+    quick.run_waiting(Stage.LOOKUP, work, "r1")
     assert [store.find(job.id).state for job in jobs] == [State.SUCCEEDED, State.QUEUED, State.QUEUED]
     assert [store.find(job.id).attempt for job in jobs[1:]] == [0, 0]
 
@@ -231,7 +234,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_batch_loses_nothing_and_the_jobs_
         return Outcome(RESULT)
 
     with pytest.raises(Killed):
-        quick.run_waiting(Stage.LOOKUP, work, refuse_none, "r1")
+        quick.run_waiting(Stage.LOOKUP, work, "r1")
     assert [store.find(job.id).state for job in jobs] == [State.RUNNING] * 3
     for job in jobs:
         let_pass(job.id, "lease_until")
@@ -247,15 +250,15 @@ def test_a_worker_that_dies_in_the_middle_of_a_batch_loses_nothing_and_the_jobs_
 def test_a_batch_is_as_large_as_its_work_is_short(runner, store, new_job):
     create(store, new_job, 30)
     runner._mean_s = 0.5
-    assert runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT), refuse_none) == 1
+    assert runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT)) == 1
     runner._mean_s = 0.0
-    assert runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT), refuse_none) > 10
+    assert runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT)) > 10
     assert quiet(runner, store)
 
 
 def quiet(runner, store) -> bool:
     """Take the rest; True when nothing waits any more."""
-    while runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT), refuse_none):
+    while runner.run_waiting(Stage.LOOKUP, lambda claim, beat: Outcome(RESULT)):
         pass
     return take(store) == []
 
@@ -274,7 +277,7 @@ def test_leases_of_a_long_batch_are_kept_and_a_cancelled_job_is_noticed(store, n
             threading.Event().wait(0.1)
         return Outcome(RESULT)
 
-    runner.run_waiting(Stage.LOOKUP, work, refuse_none)
+    runner.run_waiting(Stage.LOOKUP, work)
     assert [store.find(job.id).state for job in jobs] == [State.SUCCEEDED, State.CANCELLED]
 
 
@@ -297,7 +300,7 @@ def test_a_batch_that_hangs_is_not_kept_alive_for_ever(store, new_job):
         assert not hearts()
         return Outcome(RESULT)
 
-    assert runner.run_waiting(Stage.LOOKUP, work, refuse_none) == 1
+    assert runner.run_waiting(Stage.LOOKUP, work) == 1
     assert store.find(store.list("p", [], 10, None)[0].id).state is State.SUCCEEDED
 
 

@@ -373,7 +373,7 @@ def batch_runner(world: World) -> BatchRunner:
 
 
 def take_all(world: World) -> int:
-    return batch_runner(world).run_waiting(Stage.LOOKUP, world.lookup, world.lookup.refused, world.serving.current_id())
+    return batch_runner(world).run_waiting(Stage.LOOKUP, world.lookup, world.serving.current_id())
 
 
 def test_an_answer_does_not_depend_on_the_batch_it_was_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
