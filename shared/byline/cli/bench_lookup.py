@@ -87,7 +87,7 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
         work / "releases", chosen, items=a.items, dim=a.dim, queries=a.queries, feature_spec=a.features,
         model_directory=a.model, index_factory=a.index, seed=a.seed,
     )  # fmt: skip
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         variants = {"this checkout": None} if a.against is None else {"before": a.against, "this checkout": None}
@@ -100,17 +100,17 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
             )  # fmt: skip
             systems[name].withdraw([item.item_id for item in release.items[: a.withdrawn]])
         fsync = fsync_ms(work)
-        turns = [(load, name) for _ in range(a.repeats) for load in loads(a, release) for name in systems]
-        for load, name in turns:
-            run, known = _one_run(a, systems, load, name)
-            runs.setdefault((load.name, name), []).append(run)
-            parts.setdefault(f"{load.name}\n{name}", []).extend(known)
+        ways = [(name, priority) for name in systems for priority in a.priorities]
+        for load, way in [(load, way) for _ in range(a.repeats) for load in loads(a, release) for way in ways]:
+            run, known = _one_run(a, systems, load, *way)
+            runs.setdefault(f"{load.name}\n{run['variant']}", []).append(run)
+            parts.setdefault(f"{load.name}\n{run['variant']}", []).extend(known)
     target = (a.target_p50_ms, a.target_p99_ms)
     rows = [summary(found, target if found[0]["rate"] else None) for found in runs.values()]
     breakdowns = {name: breakdown(known) for name, known in parts.items()}
-    steady = next((row for row in rows if row["rate"] is not None and row["variant"] == "this checkout"), None)
-    alone = ("image, 1 client", "this checkout")
-    by_image = next((row for row in rows if (row["name"], row["variant"]) == alone), None)
+    ours = [row for row in rows if row["variant"] == "this checkout" or len(a.priorities) == 1]
+    steady = next((row for row in ours if row["rate"] is not None), None)
+    by_image = next((row for row in ours if row["name"] == "image, 1 client"), None)
     return {
         "rows": rows,
         "breakdown_ms": breakdowns.get(f"{steady['name'] if steady else rows[0]['name']}\nthis checkout"),
@@ -128,7 +128,7 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def _one_run(
-    a: argparse.Namespace, systems: Mapping[str, BenchSystem], load: Load, name: str
+    a: argparse.Namespace, systems: Mapping[str, BenchSystem], load: Load, name: str, priority: int
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """One load on one system: its figures with what else the machine did meanwhile, and the parts of each lookup."""
     system = systems[name]
@@ -136,15 +136,17 @@ def _one_run(
     def own() -> float:
         return time.process_time() + sum(sum(one.cpu_seconds().values()) for one in systems.values())
 
-    wait_for_quiet(own, a.patience)
+    system.prioritise(priority)
+    variant = f"{name}, priority {priority}" if priority else name
+    wait_for_quiet(own, 0.0 if priority < 0 else a.patience)
     used, clients, others = system.cpu_seconds(), time.process_time(), Others(own)
     found = asyncio.run(run(system, load, a.seconds, a.seed))
     beside = {"cores_used_by_others": others.cores(), "load_average": os.getloadavg()[0]}
     clients = time.process_time() - clients
     cpu = {part: after - used.get(part, 0.0) for part, after in system.cpu_seconds().items()} | {"clients": clients}
-    row = {"variant": name, "name": load.name} | row_of(found, clients=load.clients, rate=load.rate) | beside
+    row = {"variant": variant, "name": load.name} | row_of(found, clients=load.clients, rate=load.rate) | beside
     row["cpu_ms_per_job"] = {part: 1e3 * seconds / len(found) for part, seconds in cpu.items()}
-    log.info("%s, %s: p50 %.1f ms, p99 %.1f ms, %.1f jobs/s, %d failed; others: %.2f cores", load.name, name,
+    log.info("%s, %s: p50 %.1f ms, p99 %.1f ms, %.1f jobs/s, %d failed; others: %.2f cores", load.name, variant,
              row["p50_ms"], row["p99_ms"], row["jobs_per_s"], row["failed"], row["cores_used_by_others"])  # fmt: skip
     log.info("  processor milliseconds a job: %s", {part: round(ms, 2) for part, ms in row["cpu_ms_per_job"].items()})
     marks = system.marks([one.job_id for one in found])
@@ -286,6 +288,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=20.0, help="seconds to wait for a quiet machine before each")
     parser.add_argument("--target-p50-ms", type=float, default=15.0)
     parser.add_argument("--target-p99-ms", type=float, default=50.0)
+    parser.add_argument("--priorities", type=int, nargs="*", default=[0],
+                        help="nice values of all that is measured: with -10 (needs rights) others hardly disturb")
     parser.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="ask by image as well")
     parser.add_argument("--teacher-items", type=int, default=32, help="items the exact teacher scores; 0: not asked")
     parser.add_argument("--teacher-queries", type=int, default=2)
