@@ -30,6 +30,7 @@ from byline.index.protocol import NO_ITEM, Ids, IndexStats, Positions, Vectors
 EXACT_ROWS = 4_096
 #: Candidates beyond ``k_factor * k``.
 _MORE = 16
+_ADDED_AT_ONCE = 131_072
 
 
 class RefinedIndex(ABC):
@@ -187,10 +188,18 @@ class RefinedIndex(ABC):
         return cls(index, ids)
 
     @classmethod
+    def _training_rows(cls, vectors: Vectors) -> Vectors:
+        """What codes and lists are fitted to."""
+        return vectors
+
+    @classmethod
     def _filled(cls, index: Any, ids: Ids, vectors: Vectors, begun: float) -> Self:
-        """Train and fill ``index`` (under an ``IndexIDMap``) with rows that are in order."""
-        index.train(vectors)
-        index.add_with_ids(vectors, ids)
+        """Train and fill ``index`` (under an ``IndexIDMap``) with rows that are in order, some at a time: a tier that
+        turns the vectors would turn a copy of all of them."""
+        index.train(cls._training_rows(vectors))
+        for start in range(0, len(vectors), _ADDED_AT_ONCE):
+            rows = slice(start, start + _ADDED_AT_ONCE)
+            index.add_with_ids(vectors[rows], ids[rows])
         return cls(index, ids, time.perf_counter() - begun)
 
 

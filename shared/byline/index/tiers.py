@@ -25,6 +25,7 @@ _SEED = 1234
 _KMEANS_ROUNDS = 10
 #: Training vectors for each list: beyond this k-means gets slower and hardly better.
 _POINTS_PER_LIST = 40
+_LEAST_TRAINING_ROWS = 131_072
 _CONSTRUCTION = 80
 #: With a smaller share of allowed items around a query, an exhaustive scan over the allowed is safer, and soon cheaper.
 LEAST_SHARE = 1 / 4
@@ -283,6 +284,14 @@ class IVFRaBitQIndex(IVFIndex):
         index = _refined(dim, f"RR{dim},IVF{lists},{cls.code}")
         index.k_factor = 8
         return index
+
+    @classmethod
+    def _training_rows(cls, vectors: Vectors) -> Vectors:
+        """As many as k-means can use: all of them would be turned first, in a copy."""
+        enough = max(_POINTS_PER_LIST * default_lists(len(vectors)), _LEAST_TRAINING_ROWS)
+        if len(vectors) <= enough:
+            return vectors
+        return vectors[np.sort(np.random.default_rng(_SEED).permutation(len(vectors))[:enough])]
 
     @property
     def factory(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import FlatIndex, VectorIndex, build_index, load_index
 from byline.index import refined as refined_module
+from byline.index import tiers as tiers_module
 from byline.index.tiers import default_lists
 
 TIERS = ["SQ8,RFlat", "IVF32,SQ8,RFlat", "RR32,IVF32,RaBitQ,RFlat", "HNSW16,Flat"]
@@ -152,3 +153,24 @@ def test_an_unknown_factory_is_refused(corpus) -> None:
 
 def test_lists_grow_with_the_root_of_the_corpus() -> None:
     assert [default_lists(n) for n in (1, 10_000, 100_000, 1_000_000)] == [16, 256, 512, 2048]
+
+
+@pytest.mark.parametrize("factory", TIERS)
+def test_rows_added_some_at_a_time_give_the_same_answers(corpus, factory: str, monkeypatch) -> None:
+    whole = build_index(corpus.ids, corpus.vectors, factory)
+    monkeypatch.setattr(refined_module, "_ADDED_AT_ONCE", 2_000)
+    parts = build_index(corpus.ids, corpus.vectors, factory)
+    assert parts.ntotal == whole.ntotal
+    _, one = whole.search(corpus.queries, K)
+    _, two = parts.search(corpus.queries, K)
+    assert recall(one, two) >= (0.95 if "HNSW" in factory else 1.0)  # a graph depends on the order of its links
+
+
+def test_a_large_corpus_is_trained_on_as_many_rows_as_are_of_use(corpus, flat, monkeypatch) -> None:
+    monkeypatch.setattr(tiers_module, "_LEAST_TRAINING_ROWS", 1_000)
+    monkeypatch.setattr(tiers_module, "_POINTS_PER_LIST", 10)
+    rows = tiers_module.IVFRaBitQIndex._training_rows(corpus.vectors)
+    assert len(rows) == 10 * default_lists(9_000) and np.isin(rows[:, 0], corpus.vectors[:, 0]).all()
+    index = build_index(corpus.ids, corpus.vectors, "RR32,IVF32,RaBitQ,RFlat")
+    index.with_effort({"nprobe": 16, "k_factor": 16})
+    assert recall(index.search(corpus.queries, K)[1], flat.search(corpus.queries, K)[1]) >= 0.97
