@@ -97,11 +97,17 @@ class Gradient:
         """Features [n, dim] of the pairs; their inner product is a cheap estimate of tau x N."""
         return stack((self._encode(images[part], texts[part]) for part in batches(len(images), _BLOCK)), self.dim)
 
+    def natural(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The natural gradients of the pairs that the features are cut from, per layer [n, rows, columns]."""
+        return self._curvature.precondition(self._plain(images, texts), self._basis.settings.damping)
+
     def _encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
+        return self._basis.features(self._plain(images, texts), self._curvature, self._directions)
+
+    def _plain(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
         pairs = [TeacherItem(_NO_ITEM, image, text) for image, text in zip(images, texts, strict=True)]
         block = self._gradients.block(pairs, key=NOISE_KEY)
-        plain = {name: block.gradients(name) for name in self._basis.layers}
-        return self._basis.features(plain, self._curvature, self._directions)
+        return {name: block.gradients(name) for name in self._basis.layers}
 
 
 def fit_gradient_feature(
