@@ -1,9 +1,13 @@
-"""``make bench-head``: our trainer beside the published recipe; JSON and figure into ``reports/bench``.
+"""``make bench-head``: our trainer beside the published recipe; JSON and figures into ``reports/bench``.
 
 Why it exists: ``byline.evaluation.bench_head`` does the measuring; here are the labels it is done on and the settings
-of both sides.
+of both sides. Both get the same pairs of the same labels, on several sets of features:
 
-    python -m byline.cli.bench_head --pairs nearest:500 --seeds 1
+- the recipe as published (free slope, 4,096 pairs a step), on the kind of features it was published for;
+- the same with the sign of its slope kept, so that the comparison is not won by a sign;
+- and in small steps as well, on every set of features: few labels are few steps at the published size.
+
+    python -m byline.cli.bench_head --pairs nearest:500 --passes 10
 
 A killed run goes on behind the last trainer that finished (``--fresh`` begins anew). Run it on a quiet machine; times
 are CPU seconds of the process, wall seconds stand beside them.
@@ -29,10 +33,12 @@ from byline.evaluation.bench_head import (
     BenchSets,
     Trainer,
     chosen_pairs,
+    narrowed_trainer,
     our_trainer,
     published_trainer,
     run_trainers,
 )
+from byline.evaluation.bench_head_curve import curve_figures, draw_curve, run_name
 from byline.evaluation.bench_head_report import draw, figures
 from byline.evaluation.bench_rows import RowFile
 from byline.evaluation.head_report import report_head
@@ -43,7 +49,8 @@ from byline.rankings.label_files import read_label_files
 from byline.rankings.labelled import LEARN
 
 log = logging.getLogger("bench-head")
-OURS, PUBLISHED, SIGNED = "ours", "published", "published, sign kept"
+#: A trainer, and what a run of it depends on.
+Keyed = tuple[Trainer, str]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,39 +66,81 @@ def main(argv: Sequence[str] | None = None) -> None:
                      labels.labelled("test", cutoff=max(cutoffs)))
     log.info("machine %s; %d training queries, %d pairs; %d validation and %d held-out queries", machine(),
              pairs.queries, int(pairs.scored().sum()), sets.validation.queries, sets.held_out.queries)
-    recipe = PublishedSettings(passes=a.passes, batch=a.batch, look_every=a.look_every, width=a.width)
-    student = StudentSettings(loss=a.loss, hidden=tuple(a.hidden), out_dim=a.out_dim, evaluate_at=a.evaluate_at,
-                              max_steps=a.steps)
-    signed = replace(recipe, slope=-1.0, constrained=True)
     common = {"pairs": a.pairs, "features": labels.feature_spec, "preprocessing": labels.preprocessing_hash,
               "threads": a.threads, "cutoffs": cutoffs, "evaluate_at": a.evaluate_at, "seed": a.seed,
               "labels": _digest((a.labels / "labels.json").read_bytes())}  # fmt: skip
-    trainers: dict[str, Trainer] = {
-        OURS: our_trainer(labels.blocks, student), PUBLISHED: published_trainer(recipe, a.evaluate_at),
-        SIGNED: published_trainer(signed, a.evaluate_at),
-    }  # fmt: skip
+    ours, theirs = _our_trainers(a, labels.blocks), _published_trainers(a, labels.blocks)
+    curve = [*list(ours)[:2], list(theirs)[-1]] if a.shares else []
+    every = {name: keyed[0] for name, keyed in (ours | theirs).items()}
     # A run is kept by what it depends on: another student of ours does not make the published recipe run again.
-    keys = {OURS: _key({**student.facts(), "code": student_digest()}), PUBLISHED: _key(asdict(recipe)),
-            SIGNED: _key(asdict(signed))}  # fmt: skip
+    keys = {name: keyed[1] for name, keyed in (ours | theirs).items()}
+    for name in curve:
+        for share in a.shares:
+            part = run_name(name, share)
+            every[part] = narrowed_trainer(every[name], labels.blocks, [n for n, _ in labels.blocks], share)
+            keys[part] = keys[name]
     folder = a.out / f"head-{_key(common)}"
     if a.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     kept = RowFile(folder)
-    rows, precisions = run_trainers({name: trainers[name] for name in trainers if a.signed or name != SIGNED}, sets,
+    wanted = [name for name in every if not a.only or any(part in name for part in a.only)]
+    rows, precisions = run_trainers({name: every[name] for name in wanted}, sets,
                                     range(a.seed, a.seed + a.seeds), cutoffs, kept, _Shown(), keys)
+    if a.only:
+        log.info("kept %d runs in %s; without --only they are read from there", len(rows), folder)
+        return
     other = labels.labelled("test", LEARN, max(cutoffs)).tau if labels.disjoint("test") else None
     # The rows of the head itself are not used: any scores do, and these are at hand without training again.
     reports = {cutoff: report_head(sets.held_out.tau, sets.held_out, train, list(labels.blocks), cutoff=cutoff,
                                    other_half=other, seed=a.seed) for cutoff in cutoffs}  # fmt: skip
-    result = figures(rows, precisions, reports, ours=OURS, published=PUBLISHED, main_cutoff=a.evaluate_at, seed=a.seed)
+    result = figures(rows, precisions, reports, ours=list(ours), published=list(theirs), main_cutoff=a.evaluate_at,
+                     seed=a.seed)
+    learning = curve_figures(rows, precisions, curve, a.shares)
     path = a.out / "head.json"
-    settings = common | {"ours": student.facts(), "published": asdict(recipe)}
-    write_result(path, {**result, "settings": settings}, command=_command(argv), seconds=kept.seconds,
-                 commit=git_commit(repository_root()), seed=a.seed)
+    settings = common | {"ours": _student(a).facts(), "width": a.width, "published": asdict(_recipe(a)),
+                         "small_batch": a.small_batch}  # fmt: skip
+    write_result(path, {**result, "learning_curve": learning, "settings": settings}, command=_command(argv),
+                 seconds=kept.seconds, commit=git_commit(repository_root()), seed=a.seed)
     drawn = draw(result, path.with_suffix(".png"))
-    log.info("time ratio %.1f, mAP(%d) ours %.3f, published %.3f", result["time_ratio"], a.evaluate_at,
-             result["map"]["ours"], result["map"]["published"])
+    if curve:
+        draw_curve(learning, result["by_L"], path.with_name("head-curve.png"))
+    log.info("%s against %s: time ratio %.1f, mAP(%d) %.3f against %.3f", *result["compared"].values(),
+             result["time_ratio"], a.evaluate_at, result["map"]["ours"], result["map"]["published"])
     log.info("wrote %s%s", path, "" if drawn else "; no figure, as matplotlib is not installed")
+
+
+def _student(a: argparse.Namespace) -> StudentSettings:
+    return StudentSettings(loss=a.loss, hidden=tuple(a.hidden), out_dim=a.out_dim, evaluate_at=a.evaluate_at,
+                           max_steps=a.steps)
+
+
+def _recipe(a: argparse.Namespace) -> PublishedSettings:
+    return PublishedSettings(passes=a.passes, batch=a.batch, look_every=a.look_every, width=a.tower)
+
+
+def _our_trainers(a: argparse.Namespace, blocks: tuple[tuple[str, int], ...]) -> dict[str, Keyed]:
+    student, widths = _student(a), dict(blocks)
+    found: dict[str, Keyed] = {}
+    for spec in a.ours:
+        names = spec.split("+")
+        mine = our_trainer([(name, widths.get(name, 0)) for name in names], student, a.width)
+        key = _key({**student.facts(), "width": a.width, "code": student_digest()})
+        found[f"ours, {spec}"] = narrowed_trainer(mine, blocks, names), key
+    return found
+
+
+def _published_trainers(a: argparse.Namespace, blocks: tuple[tuple[str, int], ...]) -> dict[str, Keyed]:
+    """The first of ``--published`` in all three variants, the others in the one that does best with few labels."""
+    recipe = _recipe(a)
+    signed = replace(recipe, slope=-1.0, constrained=True)
+    small = replace(signed, batch=a.small_batch, look_every=a.look_every * max(1, a.batch // a.small_batch))
+    found: dict[str, Keyed] = {}
+    for place, spec in enumerate(a.published):
+        variants = {"published": recipe, "published, sign kept": signed} if place == 0 else {}
+        for variant, settings in (variants | {"published, sign kept, small steps": small}).items():
+            trainer = narrowed_trainer(published_trainer(settings, a.evaluate_at), blocks, spec.split("+"))
+            found[f"{variant}, {spec}"] = trainer, _key(asdict(settings))
+    return found
 
 
 class _Shown:
@@ -119,19 +168,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", default="nearest:500", help="labels both learn from: all, nearest:K or random:M")
     parser.add_argument("--seeds", type=int, default=1, help="how many runs of each trainer")
-    parser.add_argument("--signed", action=argparse.BooleanOptionalAction, default=True,
-                        help="also the published recipe with the sign of its slope kept")
-    parser.add_argument("--passes", type=int, default=10, help="of the published recipe over all pairs")
+    parser.add_argument("--ours", nargs="+", metavar="SPEC", help="features of our students, the first the headline",
+                        default=["minilm+gradient", "minilm+denoiser", "efficientnet_lite0+minilm"])
+    parser.add_argument("--published", nargs="+", metavar="SPEC", help="features of the recipe, its own first",
+                        default=["efficientnet_lite0+minilm", "minilm+denoiser", "minilm+gradient"])
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.125, 0.25, 0.5],
+                        help="of the training queries, for the learning curve")
+    parser.add_argument("--only", nargs="+", help="make only runs whose name holds one of these, and no result")
+    parser.add_argument("--passes", type=int, default=2, help="of the published recipe over all pairs; it says 10")
     parser.add_argument("--batch", type=int, default=4096, help="pairs in a step of the published recipe")
-    parser.add_argument("--width", type=int, default=768, help="of the published tower")
-    parser.add_argument("--look-every", type=int, default=10, help="its steps between two points of the curve")
+    parser.add_argument("--small-batch", type=int, default=512, help="and in a small step")
+    parser.add_argument("--tower", type=int, default=768, help="width of the published tower")
+    parser.add_argument("--look-every", type=int, default=4, help="its full steps between two points of the curve")
+    parser.add_argument("--width", type=int, default=settings.trainer_width, help="of our embeddings, at most")
     parser.add_argument("--loss", default="listwise")
     parser.add_argument("--steps", type=int, default=StudentSettings.max_steps, help="of ours, at most")
     parser.add_argument("--hidden", type=int, nargs="+", default=[512, 512])
     parser.add_argument("--out-dim", type=int, default=512)
     parser.add_argument("--evaluate-at", type=int, default=100, help="L of the validation mAP and of the headline")
-    parser.add_argument("--cutoffs", type=int, nargs="+", default=[20, 100, 200, 500], help="every L that is reported")
-    parser.add_argument("--features", default=settings.feature_spec)
+    parser.add_argument("--cutoffs", type=int, nargs="+", default=[20, 100, 500], help="every L that is reported")
+    parser.add_argument("--features", default="efficientnet_lite0+minilm+denoiser+gradient",
+                        help="all that any trainer needs, extracted at once")
     parser.add_argument("--labels", type=Path, default=settings.labels_dir)
     parser.add_argument("--corpus", type=Path, default=settings.corpus_source)
     parser.add_argument("--model", type=Path, default=settings.model_directory)

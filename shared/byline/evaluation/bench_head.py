@@ -9,7 +9,7 @@ one more entry in the mapping.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from byline.evaluation.bench_rows import RowFile, Step
 from byline.evaluation.map import mean_average_precision
 from byline.evaluation.published_head import Look, PublishedSettings, fit_published
 from byline.evaluation.stopwatch import Spent, Stopwatch
-from byline.evaluation.study_student import StudentSettings, fit_student
+from byline.evaluation.study_student import StudentSettings, fit_student, narrowed
 from byline.ranker.fit import FitConfig
 from byline.ranker.labelled_set import LabelledSet
 
@@ -66,8 +66,11 @@ def published_trainer(settings: PublishedSettings, evaluate_at: int) -> Trainer:
     return run
 
 
-def our_trainer(blocks: Sequence[tuple[str, int]], settings: StudentSettings) -> Trainer:
-    """The student of the studies as a trainer; its looks are the evaluations it stops by, and their cost counts."""
+def our_trainer(blocks: Sequence[tuple[str, int]], settings: StudentSettings, width: int = 0) -> Trainer:
+    """The student of the studies as a trainer; its looks are the evaluations it stops by, and their cost counts.
+
+    Embeddings wider than ``width`` are cut to it, as the service does (0: never).
+    """
     def run(train: LabelledSet, validation: LabelledSet, seed: int, progress: Progress) -> Trained:
         watch = Stopwatch()
         at: dict[int, Spent] = {}
@@ -79,17 +82,65 @@ def our_trainer(blocks: Sequence[tuple[str, int]], settings: StudentSettings) ->
                 progress(done, total)
 
         student = fit_student(train, validation, blocks, settings, seed, note)
+        if 0 < width < student.report.head.config.embedding_dim:
+            student = narrowed(student, width, train, validation, settings)
         spent = watch.read()
         batch = FitConfig()
         per_step = min(batch.queries_per_step, train.queries) * min(batch.items_per_step, train.items)
         history = student.report.history
-        first = at.get(1, spent)
+        first, pairs = at.get(1, spent), history[-1].step * per_step
         looks = tuple(Look(at.get(point.step, first), point.step * per_step, point.validation_map)
                       for point in history)
+        # The network alone until here; what is served (with its direct part, where it has one) is there at the end.
+        looks += (Look(spent, pairs, student.report.best_map),)
         facts = {name: value for name, value in student.facts().items() if name != "fit_seconds"}
-        return Trained(student.scores, looks, history[-1].step * per_step, spent, facts)
+        return Trained(student.scores, looks, pairs, spent, facts)
 
     return run
+
+
+def narrowed_trainer(trainer: Trainer, blocks: Sequence[tuple[str, int]], names: Sequence[str], share: float = 1.0,
+                     ) -> Trainer:  # fmt: skip
+    """``trainer`` given the columns of the encoders ``names`` only, and a ``share`` of the training queries.
+
+    ``blocks`` are those of the labelled sets that the benchmark hands around, so that every trainer sees the same rows.
+    A smaller share is part of a larger one of the same seed; validation and held-out queries are always all.
+    """
+    columns = columns_of(blocks, names)
+
+    def run(train: LabelledSet, validation: LabelledSet, seed: int, progress: Progress) -> Trained:
+        part = some_queries(with_columns(train, columns), share, seed)
+        trained = trainer(part, with_columns(validation, columns), seed, progress)
+        return replace(trained, scores=lambda labelled: trained.scores(with_columns(labelled, columns)),
+                       facts={"queries": float(part.queries), "columns": float(columns.shape[0]), **trained.facts})
+
+    return run
+
+
+def columns_of(blocks: Sequence[tuple[str, int]], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Places of the encoders ``names`` among the feature columns, in the order of ``names``."""
+    starts = dict(zip((name for name, _ in blocks), np.cumsum([0, *(width for _, width in blocks)]), strict=False))
+    widths = dict(blocks)
+    unknown = [name for name in names if name not in widths]
+    if unknown or not names:
+        raise LabelsNotUsable(f"the labels come with {', '.join(widths)}, not with {', '.join(unknown) or 'nothing'}")
+    return np.concatenate([starts[name] + np.arange(widths[name]) for name in names])
+
+
+def with_columns(labelled: LabelledSet, columns: npt.NDArray[np.int64]) -> LabelledSet:
+    """The same labels with some of the feature columns."""
+    return replace(labelled, query_features=labelled.query_features[:, columns],
+                   item_features=labelled.item_features[:, columns])
+
+
+def some_queries(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
+    """The first ``share`` of the queries in an order drawn from ``seed``, at least one."""
+    if share >= 1.0:
+        return labelled
+    chosen = np.random.default_rng(seed).permutation(labelled.queries)[:max(1, round(share * labelled.queries))]
+    error = labelled.standard_error
+    return replace(labelled, query_features=labelled.query_features[chosen], tau=labelled.tau[chosen],
+                   standard_error=None if error is None else error[chosen])
 
 
 def chosen_pairs(train: LabelledSet, kind: str, query_mean: FloatArray, seed: int) -> LabelledSet:

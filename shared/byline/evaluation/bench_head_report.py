@@ -24,27 +24,47 @@ Row = Mapping[str, Any]
 Precisions = Mapping[str, Mapping[int, DoubleArray]]
 
 
-def figures(rows: Sequence[Row], precisions: Precisions, reports: Mapping[int, HeadReport], *, ours: str,
-            published: str, main_cutoff: int, seed: int) -> dict[str, Any]:
-    """Everything the result file says; ``reports`` has the baselines of the same held-out queries for every L."""
-    if ours not in precisions or published not in precisions:
-        raise LabelsNotUsable(f"both {ours} and {published} must have been run")
-    mine = [row for row in rows if row["trainer"] == ours]
-    others = {name: [row for row in rows if row["trainer"] == name] for name in precisions if name != ours}
-    by_cutoff = {str(cutoff): _at_cutoff(precisions, report, cutoff, ours, seed) for cutoff, report in reports.items()}
-    main = by_cutoff[str(main_cutoff)]
+def figures(rows: Sequence[Row], precisions: Precisions, reports: Mapping[int, HeadReport], *, ours: Sequence[str],
+            published: Sequence[str], main_cutoff: int, seed: int) -> dict[str, Any]:
+    """Everything the result file says; ``reports`` has the baselines of the same held-out queries for every L.
+
+    The headline is the first of ``ours`` against the best of ``published`` at the main L: the choice that flatters
+    them. ``comparisons`` has every one of ours against every one of theirs, ``by_L`` every trainer beside every
+    baseline.
+    """
+    if not ours or not published or any(name not in precisions for name in (*ours, *published)):
+        raise LabelsNotUsable(f"all of {', '.join((*ours, *published)) or 'no trainer'} must have been run")
+    runs = {name: [row for row in rows if row["trainer"] == name] for name in precisions}
+    by_cutoff = {str(cutoff): _at_cutoff({name: precisions[name] for name in (*ours, *published)}, report, cutoff, seed)
+                 for cutoff, report in reports.items()}
+    best = max(published, key=lambda name: float(precisions[name][main_cutoff].mean()))
+    compared = [_compared(mine, theirs, runs, precisions, list(reports), seed) for mine in ours for theirs in published]
+    main = next(found for found in compared if (found["ours"], found["published"]) == (ours[0], best))
+    at_main = by_cutoff[str(main_cutoff)]["trainers"]
     return {
-        "time_ratio": _mean(others[published], "seconds") / _mean(mine, "seconds"),
-        "wall_time_ratio": _mean(others[published], "wall_seconds") / _mean(mine, "wall_seconds"),
-        "pairs_per_second_ratio": _mean(mine, "pairs_per_second") / _mean(others[published], "pairs_per_second"),
-        "map": {"ours": main["trainers"][ours]["map"], "published": main["trainers"][published]["map"],
-                "L": main_cutoff, "queries": int(precisions[ours][main_cutoff].shape[0])},
-        "map_ratio": main["trainers"][ours]["map"] / main["trainers"][published]["map"],
-        "p_value": main["against_best_raw"]["p_value"],
-        "by_L": by_cutoff,
-        "against": {name: against(mine, runs) for name, runs in others.items()},
-        "rows": [dict(row) for row in rows],
+        "time_ratio": main["time_ratio"], "wall_time_ratio": main["wall_time_ratio"],
+        "pairs_per_second_ratio": main["pairs_per_second_ratio"],
+        "map": {"ours": at_main[ours[0]]["map"], "published": at_main[best]["map"], "L": main_cutoff,
+                "queries": int(precisions[best][main_cutoff].shape[0])},
+        "map_ratio": main["by_L"][str(main_cutoff)]["ratio"],
+        "p_value": max(gain["p_value"] for gain in at_main[ours[0]]["gain_over_raw"].values()),
+        "share_of_ceiling": at_main[ours[0]]["share_of_ceiling"], "compared": {"ours": ours[0], "published": best},
+        "by_L": by_cutoff, "comparisons": compared, "rows": [dict(row) for row in rows],
     }
+
+
+def _compared(ours: str, published: str, runs: Mapping[str, Sequence[Row]], precisions: Precisions,
+              cutoffs: Sequence[int], seed: int) -> dict[str, Any]:
+    mine, theirs = runs[ours], runs[published]
+    pairs = {cutoff: (precisions[ours][cutoff], precisions[published][cutoff]) for cutoff in cutoffs}
+    return {
+        "ours": ours, "published": published, **against(mine, theirs),
+        "wall_time_ratio": _mean(theirs, "wall_seconds") / _mean(mine, "wall_seconds"),
+        "pairs_per_second_ratio": _mean(mine, "pairs_per_second") / _mean(theirs, "pairs_per_second"),
+        "by_L": {str(cutoff): {"ratio": float(a.mean() / b.mean()),
+                               "gain": gain_json(paired_bootstrap(a, b, seed=seed))}
+                 for cutoff, (a, b) in pairs.items()},
+    }  # fmt: skip
 
 
 def against(mine: Sequence[Row], other: Sequence[Row]) -> dict[str, Any]:
@@ -82,26 +102,25 @@ def value_at(curve: Sequence[Row], axis: str, spent: float) -> float:
     return float((within or curve[:1])[-1]["map"])
 
 
-def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, ours: str, seed: int) -> dict[str, Any]:
-    mine = precisions[ours][cutoff]
-    raw, ceiling = report.best("raw"), report.best("ceiling")
-    if raw is None:
+def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, seed: int) -> dict[str, Any]:
+    raw, ceiling = [row for row in report.rows if row.kind == "raw"], report.best("ceiling")
+    if not raw:
         raise LabelsNotUsable("a comparison needs at least one raw feature")
     trainers: dict[str, Any] = {}
     for name, found in precisions.items():
         values = found[cutoff]
-        trainers[name] = {"map": float(values.mean()), "standard_error": float(values.std() / values.shape[0] ** 0.5)}
-        if name != ours:
-            trainers[name]["our_gain"] = gain_json(paired_bootstrap(mine, values, seed=seed))
-            trainers[name]["our_ratio"] = float(mine.mean() / values.mean())
+        trainers[name] = {
+            "map": float(values.mean()), "standard_error": float(values.std() / values.shape[0] ** 0.5),
+            "share_of_ceiling": float(values.mean() / ceiling.result.mean) if ceiling else None,
+            "gain_over_raw": {row.name: gain_json(paired_bootstrap(values, row.result.per_query, seed=seed))
+                              for row in raw},
+        }  # fmt: skip
     return {
         "trainers": trainers,
         "baselines": {row.name: {"kind": row.kind, "map": row.result.mean,
                                  "standard_error": row.result.standard_error}
                       for row in report.rows if row.kind != "head"},
-        "against_best_raw": {"name": raw.name, **gain_json(paired_bootstrap(mine, raw.result.per_query, seed=seed))},
-        "share_of_ceiling": float(mine.mean() / ceiling.result.mean) if ceiling else None,
-    }
+    }  # fmt: skip
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
