@@ -91,13 +91,15 @@ def make_release(
     catalogue = [_item(int(item_id), number, corpus) for number, item_id in enumerate(ids)]
     release_id = f"bench-{items}x{dim}-{(index_factory or 'default').replace(',', '-')}"
     factory = {} if index_factory is None else {"index_factory": index_factory}
-    directory = build_release(
-        folder, release_id=release_id, model_id=MODEL_ID, model_revision="bench", corpus_id=CORPUS_ID, head=head,
-        feature_spec=extractor.spec.name, preprocessing_hash=extractor.preprocessing_hash, item_ids=ids,
-        item_features=features, catalogue=catalogue, calibrator={}, metrics={}, parent=None,
-        labels={"queries": 0, "digest": ""}, teacher_id="none", golden_features=asked[:4],
-        created_at=datetime.now(UTC), **factory,  # type: ignore[arg-type]
-    )  # fmt: skip
+    directory = folder / release_id
+    if not directory.exists():  # kept by an earlier run
+        build_release(
+            folder, release_id=release_id, model_id=MODEL_ID, model_revision="bench", corpus_id=CORPUS_ID, head=head,
+            feature_spec=extractor.spec.name, preprocessing_hash=extractor.preprocessing_hash, item_ids=ids,
+            item_features=features, catalogue=catalogue, calibrator={}, metrics={}, parent=None,
+            labels={"queries": 0, "digest": ""}, teacher_id="none", golden_features=asked[:4],
+            created_at=datetime.now(UTC), **factory,  # type: ignore[arg-type]
+        )  # fmt: skip
     return BenchRelease(
         directory, release_id, catalogue, head.embed_queries(asked),
         [Picture(_png(one.image), one.caption) for one in corpus], ReleaseManifest.read(directory).index_factory,
@@ -141,14 +143,16 @@ class BenchSystem:
         """Processor seconds each program of this system has used so far, its children included."""
         return {process.name: _cpu_seconds(process.pid) for process in read_status(self.settings.state_dir)}
 
-    def prioritise(self, nice: int) -> None:
-        """Give every thread of this system, and of this process, the nice value. PermissionError below what is had."""
+    def schedule(self, *, first: bool) -> None:
+        """Run every thread of this system and of this process before all others of the machine (``SCHED_RR``), or as
+        usual. PermissionError without the right to."""
+        policy, parameter = (os.SCHED_RR, os.sched_param(1)) if first else (os.SCHED_OTHER, os.sched_param(0))
         for process in (psutil.Process(), *map(psutil.Process, self._pids())):
             for one in (process, *process.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     for thread in one.threads():
                         with suppress(ProcessLookupError):
-                            os.setpriority(os.PRIO_PROCESS, thread.id, nice)
+                            os.sched_setscheduler(thread.id, policy, parameter)
 
     def _pids(self) -> list[int]:
         return [process.pid for process in read_status(self.settings.state_dir)]
