@@ -35,7 +35,8 @@ def draw(figures: Mapping[str, Any], path: Path) -> bool:
                  ylabel=f"share among the teacher's first {curve['top']}",
                  title=f"{curve['retrieved']['queries']} test queries")
     if floors is not None:
-        rows = [("real queries", 1 - floors["refused"], "C0"), ("real, by the score alone", 1 - floors["refused_alone"], "C0")]
+        rows = [("real queries", 1 - floors["refused"], "C0"),
+                ("real, by the score alone", 1 - floors["refused_alone"], "C0")]
         if floors["shuffled_passed"] is not None:
             rows.append(("real, other prompt", floors["shuffled_passed"], "C1"))
         rows += [(kind, share, "C3") for kind, share in floors["false_attribution"].items()]
