@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -101,7 +102,8 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
             systems[name].withdraw([item.item_id for item in release.items[: a.withdrawn]])
         fsync = fsync_ms(work)
         ways = [(name, first) for name in systems for first in ((False, True) if a.first else (False,))]
-        for load, way in [(load, way) for _ in range(a.repeats) for load in loads(a, release) for way in ways]:
+        every = list(loads(a, release))
+        for load, way in [(load, way) for _ in range(a.repeats) for load in every for way in ways]:
             run, known = _one_run(a, systems, load, *way)
             runs.setdefault(f"{load.name}\n{run['variant']}", []).append(run)
             parts.setdefault(f"{load.name}\n{run['variant']}", []).extend(known)
@@ -159,6 +161,7 @@ def _one_run(
 def loads(a: argparse.Namespace, release: BenchRelease) -> Iterator[Load]:
     """By embedding: the steady rate, then each number of clients; by image: new questions, then known ones."""
     made_by = f"models/{MODEL_ID}/releases/{release.release_id}"
+    unseen = itertools.count()  # a picture asked before with the same prompt would be remembered
 
     async def by_embedding(client: AsyncClient, number: int) -> Attribution:
         return await client.attribute_embedding(
@@ -167,7 +170,7 @@ def loads(a: argparse.Namespace, release: BenchRelease) -> Iterator[Load]:
 
     async def by_image(client: AsyncClient, number: int) -> Attribution:
         picture = release.pictures[number % len(release.pictures)]
-        return await client.attribute(picture.image, f"{picture.prompt} {number}", top_k=a.top_k)
+        return await client.attribute(picture.image, f"{picture.prompt} {next(unseen)}", top_k=a.top_k)
 
     async def by_known_image(client: AsyncClient, number: int) -> Attribution:
         picture = release.pictures[number % min(8, len(release.pictures))]
