@@ -166,6 +166,7 @@ class IVFIndex(RefinedIndex):
         lists = self._base.invlists
         self._sizes = np.array([lists.list_size(n) for n in range(self._base.nlist)], dtype=np.int64)
         self._list_of: Positions | None = None
+        self._last_kept: tuple[NDArray[np.bool_], Positions] | None = None
         self._set(self._base.nprobe)
 
     @classmethod
@@ -244,7 +245,11 @@ class IVFIndex(RefinedIndex):
         return scores, positions
 
     def _kept(self, mask: NDArray[np.bool_]) -> Positions:
-        """Allowed items of every list [nlist]: all, less the forbidden ones, which are few as a rule."""
+        """Allowed items of every list [nlist]: all, less the forbidden ones, which are few as a rule. The last mask's
+        are remembered; the store hands out the same mask for the same read-only ids, and nobody writes to it."""
+        remembered = self._last_kept
+        if remembered is not None and remembered[0] is mask:
+            return remembered[1]
         if self._list_of is None:
             places = np.empty(self.ntotal, dtype=np.int64)
             for number, size in enumerate(self._sizes):
@@ -252,7 +257,9 @@ class IVFIndex(RefinedIndex):
                     pointer = self._base.invlists.get_ids(number)
                     places[native.rev_swig_ptr(pointer, int(size))] = number
             self._list_of = places
-        return self._sizes - np.bincount(self._list_of[~mask], minlength=len(self._sizes))
+        kept: Positions = self._sizes - np.bincount(self._list_of[~mask], minlength=len(self._sizes))
+        self._last_kept = (mask, kept)
+        return kept
 
 
 class IVFRaBitQIndex(IVFIndex):

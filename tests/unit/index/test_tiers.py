@@ -174,3 +174,12 @@ def test_a_large_corpus_is_trained_on_as_many_rows_as_are_of_use(corpus, flat, m
     index = build_index(corpus.ids, corpus.vectors, "RR32,IVF32,RaBitQ,RFlat")
     index.with_effort({"nprobe": 16, "k_factor": 16})
     assert recall(index.search(corpus.queries, K)[1], flat.search(corpus.queries, K)[1]) >= 0.97
+
+
+def test_a_remembered_filter_answers_as_one_that_is_new(tier, corpus) -> None:
+    first, second = corpus.ids[::3].copy(), corpus.ids[1::3].copy()
+    fresh = [tier.search(corpus.queries[:3], K, removed)[1] for removed in (first, second)]
+    for removed in (first, second):
+        removed.setflags(write=False)
+    for number in (0, 1, 1, 0, 0):
+        np.testing.assert_array_equal(tier.search(corpus.queries[:3], K, (first, second)[number])[1], fresh[number])
