@@ -253,7 +253,8 @@ def _speedup(a: argparse.Namespace, corpus: Sequence[Any], by_image: Mapping[str
     if not a.teacher_items or by_image is None:
         return None
     log.info("the exact teacher on %d items", a.teacher_items)
-    cost = exact_cost(a.model, corpus[: a.teacher_items], corpus[-a.teacher_queries :], a.seed, a.teacher_draws)
+    items, asked = corpus[: a.teacher_items], corpus[-a.teacher_queries :]
+    cost = exact_cost(a.model, items, asked, a.seed, a.teacher_draws, len(corpus))
     lookup_s = by_image["p50_ms"] / 1e3
     amortised = amortised_seconds_per_item(a.out / "teacher.json")
     return {

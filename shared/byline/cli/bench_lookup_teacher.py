@@ -18,15 +18,17 @@ from byline.teachers.ranking import TeacherItem, TeacherQuery
 
 
 def exact_cost(
-    model_directory: Path, items: Sequence[TeacherItem], asked: Sequence[TeacherItem], seed: int, draws: int = 64
-) -> dict[str, Any]:
+    model_directory: Path, items: Sequence[TeacherItem], asked: Sequence[TeacherItem], seed: int, draws: int,
+    corpus_size: int,
+) -> dict[str, Any]:  # fmt: skip
     """Seconds of ``abu_plus`` for each query over ``items``, losses before the step already known, and per item.
 
-    One query's cost is its gradient and step (``seconds_per_query_fixed``) and a pass over the items, linear in them.
+    ``corpus_size``: items the model learnt from, which sets the step. One query's cost is its gradient and step
+    (``seconds_per_query_fixed``) and a pass over the items, linear in them.
     """
     model = DiffusionModel.load(model_directory)
     curvature = Curvature.load(model_directory / "curvature", model.revision)
-    settings = UnlearningSettings(corpus_size=len(items), query_draws=draws, item_draws=draws, seed=seed)
+    settings = UnlearningSettings(corpus_size=corpus_size, query_draws=draws, item_draws=draws, seed=seed)
     teacher = AbuPlus(model, curvature, settings)
     teacher.fit(items)
     few, many = items[:1], items
