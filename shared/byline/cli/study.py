@@ -2,7 +2,7 @@
 
 Why it exists: which features, which loss, how much pruning, which teacher, how wide an embedding and which labels are
 decisions, and whoever doubts one can repeat its evidence with one command. No server is needed; killed, a study goes
-on where it was. Writes ``reports/studies/NAME.json`` and ``.png``, and the tables of docs/studies.md.
+on where it was. Writes ``reports/studies/NAME.json`` and ``.png``, and the tables and figures of docs/studies.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def study(
     out: Annotated[Path, typer.Option("--out", help="Folder of JSON and figures.")] = Path("reports/studies"),
     lds: Annotated[Path, typer.Option("--lds", help="Result of `byline evaluate lds`, for the study of teachers.")] = (
         Path("reports/evaluate/lds.json")),
-    page: Annotated[Path | None, typer.Option("--page", help="Document whose tables are replaced.")] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Document whose tables and figures are replaced.")] = None,
 ) -> None:  # fmt: skip
     """Run one study, or all of them."""
     wanted = STUDIES if name == "all" else (name,)
@@ -87,8 +87,11 @@ def run(bench: Bench, name: str, out: Path, lds: Path | None, page: Path | None,
     typer.echo(f"\n{module.TITLE}\n\n{text}\n\nwritten to {target}")
     if module.draw(found, target.with_suffix(".png")):
         typer.echo(f"drawn to {target.with_suffix('.png')}")
-    if page is not None and put_block(page, name, text):
-        typer.echo(f"tables of {page} replaced")
+    if page is not None:
+        figure = page.parent / "figures" / f"study-{name}.png"
+        link = f"\n\n![{module.TITLE}]({figure.relative_to(page.parent)})" if module.draw(found, figure) else ""
+        if put_block(page, name, text + link):
+            typer.echo(f"tables of {page} replaced, figure in {figure}")
     return found
 
 

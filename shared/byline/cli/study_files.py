@@ -1,4 +1,4 @@
-"""The studies' data from files: corpus, label snapshot, and features kept where the services keep theirs.
+"""The studies' data from files: corpus, label snapshot, and features kept beside those of the services.
 
 Why it exists: a study must run on a fresh checkout without a server, and the method packages read no snapshots.
 """
@@ -42,20 +42,25 @@ def load_data(
     tau = np.stack([dense_tau(ids, [q.item_ids for q in kept], values) for values in halves])
     if np.isnan(tau).any():
         raise LabelsNotUsable("the studies need rankings of the whole corpus, such as the shipped snapshot's")
-    extractor = load_extractor("+".join(encoders), device=settings.device, model=model, cache=settings.cache_dir)
     asked = [TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt) for q in kept]
     keys = [query_key(hashlib.sha256(q.image).hexdigest(), q.prompt) for q in kept]
-    cache = settings.cache_dir
-    item_rows = _encoded(cache, extractor, header.corpus_id, "items", ids.tolist(),
-                         [(i.image, i.caption) for i in corpus], progress)
-    query_rows = _encoded(cache, extractor, header.corpus_id, "queries", keys,
-                          [(q.image, q.prompt) for q in asked], progress)
-    digest = hashlib.sha256(f"{header.teacher_id}{extractor.preprocessing_hash}{model.revision}".encode())
+    item_parts, query_parts, hashes = [], [], []
+    # One store an encoder, so that one more encoder does not mean encoding all of them again.
+    for name in encoders:
+        extractor = load_extractor(name, device=settings.device, model=model, cache=settings.cache_dir)
+        hashes.append(extractor.preprocessing_hash)
+        item_parts.append(_encoded(settings.cache_dir, extractor, header.corpus_id, "items", ids.tolist(),
+                                   [(i.image, i.caption) for i in corpus], progress))  # fmt: skip
+        query_parts.append(_encoded(settings.cache_dir, extractor, header.corpus_id, "queries", keys,
+                                    [(q.image, q.prompt) for q in asked], progress))  # fmt: skip
+    item_rows, query_rows = np.concatenate(item_parts, axis=1), np.concatenate(query_parts, axis=1)
+    digest = hashlib.sha256(f"{header.teacher_id}{hashes}{model.revision}".encode())
     for part in (ids, tau, item_rows, query_rows):
         digest.update(np.ascontiguousarray(part).tobytes())
     return StudyData(
-        corpus, asked, tuple(q.split for q in kept), tuple(zip(encoders, extractor.dims, strict=True)),
-        item_rows, query_rows, tau, header.teacher_id, digest.hexdigest()[:16],
+        corpus, asked, tuple(q.split for q in kept),
+        tuple((name, part.shape[1]) for name, part in zip(encoders, item_parts, strict=True)), item_rows, query_rows,
+        tau, header.teacher_id, digest.hexdigest()[:16],
         all(q.tau_halves is not None for q in kept),
     )  # fmt: skip
 
@@ -75,7 +80,7 @@ def _encoded(
     cache: Path, extractor: FeatureExtractor, corpus_id: str, kind: str, keys: Sequence[int],
     pairs: Sequence[tuple[Image.Image, str]], progress: Progress,
 ) -> FloatArray:  # fmt: skip
-    """Features [n, d] from the store below ``cache`` (the one the trainer keeps), filled where rows are missing."""
+    """Features [n, d] of one encoder from its store below ``cache``, filled where rows are missing."""
     folder = cache / "features" / corpus_id / extractor.preprocessing_hash / kind
     store = FeatureStore(folder, extractor.spec, corpus_id)
     pair_of = dict(zip(keys, pairs, strict=True))

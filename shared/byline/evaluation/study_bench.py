@@ -25,6 +25,7 @@ from byline.evaluation.map import mean_average_precision
 from byline.evaluation.recall import recall_at
 from byline.evaluation.study_data import JUDGE, LEARN, Progress, StudyData
 from byline.evaluation.study_student import Student, StudentSettings, fit_student, student_digest
+from byline.ranker.head import DIRECT
 from byline.ranker.labelled_set import LabelledSet
 
 FloatArray = npt.NDArray[np.float32]
@@ -42,34 +43,48 @@ class StudySize:
 
     items: int = 0
     queries: int = 0
-    encoders: tuple[str, ...] = ("efficientnet_lite0", "minilm", "denoiser")
+    encoders: tuple[str, ...] = ("efficientnet_lite0", "minilm", "denoiser", "gradient")
+    #: The two heads that the other studies look at: one that only its labels teach, and the one that is served.
+    network: tuple[str, ...] = ("minilm", "denoiser")
+    served: tuple[str, ...] = ("minilm", "gradient")
+    fused: tuple[tuple[str, ...], ...] = (
+        ("efficientnet_lite0", "minilm"), ("minilm", "denoiser"), ("minilm", "gradient"),
+        ("efficientnet_lite0", "minilm", "denoiser", "gradient"),
+    )
     cutoffs: tuple[int, ...] = (20, 100, 500)
-    seeds: int = 2
+    seeds: int = 1
     student: StudentSettings = StudentSettings()
     nearest: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4)
-    exploration: tuple[float, ...] = (0.0, 0.1, 0.3)
+    candidates: tuple[float, ...] = (0.025, 0.1, 0.4)
+    exploration: tuple[float, ...] = (0.0, 0.1)
     dimensions: tuple[int, ...] = (768, 512, 384, 256, 128, 64)
+    separate: tuple[int, ...] = (256, 64)
     timing_items: int = 100_000
-    timing_rounds: int = 200
+    timing_rounds: int = 60
     query_shares: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1)
-    negatives: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5)
-    teacher_items: int = 500
-    teacher_queries: tuple[int, int, int] = (110, 20, 40)
-    draws: int = 48
+    budget_shares: tuple[float, ...] = (1.0, 0.1)
+    negatives: tuple[float, ...] = (0.0, 0.1, 0.3)
+    teacher_items: int = 300
+    teacher_queries: tuple[int, int, int] = (60, 12, 30)
+    draws: int = 32
     query_draws: int = 48
-    curvature_samples: int = 1024
+    curvature_samples: int = 512
 
 
 SIZES = {
     "demo": StudySize(),
-    "fuller": StudySize(seeds=5, teacher_items=2509, teacher_queries=(298, 34, 68), draws=128, query_draws=256,
+    "fuller": StudySize(seeds=5, separate=(512, 384, 256, 128, 64), timing_rounds=300,
+                        candidates=(0.025, 0.05, 0.1, 0.2, 0.4), exploration=(0.0, 0.1, 0.3),
+                        budget_shares=(1.0, 0.5, 0.25, 0.1), negatives=(0.0, 0.05, 0.1, 0.2, 0.5),
+                        teacher_items=2509, teacher_queries=(298, 34, 68), draws=128, query_draws=256,
                         curvature_samples=4096, timing_items=1_000_000),
     "tiny": StudySize(
-        items=48, queries=8, encoders=("minilm", "denoiser"), cutoffs=(3, 6, 12), seeds=2,
+        items=48, queries=8, encoders=("minilm", "denoiser", "gradient"), cutoffs=(3, 6, 12), seeds=2,
+        fused=(("minilm", "denoiser"), ("minilm", "gradient")),
         student=StudentSettings(hidden=(16,), out_dim=16, evaluate_at=6, max_steps=4), nearest=(0.25, 0.5),
-        exploration=(0.0, 0.5), dimensions=(16, 8), timing_items=200, timing_rounds=5, query_shares=(1.0, 0.5),
-        negatives=(0.0, 0.5), teacher_items=24, teacher_queries=(4, 2, 3), draws=8, query_draws=8,
-        curvature_samples=32,
+        candidates=(0.25, 0.5), exploration=(0.0, 0.5), dimensions=(16, 8), separate=(8,), timing_items=200,
+        timing_rounds=5, query_shares=(1.0, 0.5), budget_shares=(1.0, 0.5), negatives=(0.0, 0.5), teacher_items=24,
+        teacher_queries=(4, 2, 3), draws=8, query_draws=8, curvature_samples=32,
     ),
 }  # fmt: skip
 
@@ -118,8 +133,8 @@ class Cell:
 @dataclass(frozen=True)
 class Fit:
     """One fit of a grid. ``queries`` of the training split (0: all), first by a seeded order; ``candidates`` items each
-    (0: all), chosen by ``choice``: ``nearest`` by raw features but for an ``explored`` share of them drawn from the
-    rest, or ``uniform``. ``choice_seed`` is part of the fit's own seed."""
+    (0: all), chosen by ``choice``: ``nearest`` by the same encoders (``Bench.nearness``) but for an ``explored`` share
+    of them drawn from the rest, or ``uniform``. What is drawn is drawn by the fit's own seed."""
 
     student: StudentSettings
     encoders: tuple[str, ...]
@@ -205,10 +220,12 @@ class Bench:
 
     def fit(self, fit: Fit, seed: int) -> Student:
         """One fit of the grid, from one noise half of the labels."""
-        data = self.data
-        train = self.training_set(fit, seed)
-        validation = data.labelled(data.rows("validation"), JUDGE, fit.encoders)
-        return fit_student(train, validation, data.blocks_of(fit.encoders), fit.student, seed)
+        train, validation = self.training_set(fit, seed), self.validation_set(fit.encoders)
+        return fit_student(train, validation, self.data.blocks_of(fit.encoders), fit.student, seed)
+
+    def validation_set(self, encoders: Sequence[str]) -> LabelledSet:
+        """What decides when a fit stops, and how its parts are blended."""
+        return self.data.labelled(self.data.rows("validation"), JUDGE, encoders)
 
     def training_set(self, fit: Fit, seed: int) -> LabelledSet:
         """The labels a fit learns from: some of the training queries, some items of each."""
@@ -218,13 +235,18 @@ class Bench:
         train = self.data.labelled(rows, LEARN, fit.encoders)
         if not fit.candidates or fit.candidates >= train.items:
             return train
-        chosen = choose(self.nearness(rows, self.data.encoders), fit, np.random.default_rng([seed, 2]))
+        chosen = choose(self.nearness(rows, fit.encoders), fit, np.random.default_rng([seed, 2]))
         return replace(train, tau=np.where(chosen, train.tau, np.nan).astype(np.float32))
 
     def nearness(self, rows: IntArray, encoders: Sequence[str]) -> FloatArray:
-        """Raw cosine [q, n] of features standardised by the items, as curation's shortlist is made."""
+        """What curation's shortlist goes by, [q, n]: the inner product of an encoder whose inner product estimates
+        influence where there is one, else the raw cosine of the features, standardised by the items."""
         from byline.evaluation.baselines import raw_feature_scores
 
+        direct = [name for name in encoders if name in DIRECT]
+        if direct:
+            columns = self.data.columns(direct[:1])
+            return self.data.query_features[np.ix_(rows, columns)] @ self.data.item_features[:, columns].T
         columns = self.data.columns(encoders)
         return raw_feature_scores(self.data.query_features[np.ix_(rows, columns)], self.data.item_features[:, columns])
 

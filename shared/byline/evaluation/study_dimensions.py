@@ -1,13 +1,13 @@
 """Study *dimensions*: how narrow an embedding may be, and how coarsely it may be stored.
 
 Why it exists: bytes per item and search time are the price of every item for ever. Three ways to a narrow embedding
-stand side by side: a head fitted for the width, the best linear reduction of the widest head's vectors (no new fit,
-serves the same inner product), and the leading part of a nested head where the head offers one.
+stand side by side: the leading columns of the widest head (``Head.narrowed``), the best linear reduction of its vectors
+(both serve the same inner product without a new fit), and a network fitted for the width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from byline.evaluation.study_bench import Bench, Cell, Fit, cell_of
+from byline.evaluation.study_bench import Bench, Fit, cell_of
+from byline.evaluation.study_data import LEARN
 from byline.evaluation.study_features import baselines, maps
 from byline.evaluation.study_report import curves, gain, number, sentence, table
-from byline.evaluation.study_student import Student, nested_vectors
+from byline.evaluation.study_student import Student, narrowed
 from byline.evaluation.study_tiers import SERVED, STORAGES, full_scores, served, stored
 from byline.evaluation.study_timing import interleaved
+from byline.ranker.head import DIRECT
 
 NAME = "dimensions"
 TITLE = "Dimensions: width and quantisation of the embedding"
@@ -29,70 +31,86 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """A row for every width, way to it and storage; ``served``: time of one search at scale in the index's tiers."""
-    widths = sorted(set(bench.size.dimensions), reverse=True)
+    """A row for every head, width, way to it and storage; ``served``: time of one search at scale in the index's
+    tiers."""
+    size = bench.size
+    widths = sorted(set(size.dimensions), reverse=True)
     tiers = list(STORAGES)
     measures = maps(bench)
     main = measures[len(measures) // 2]
-    cells: dict[tuple[str, int, str], Cell] = {}
-    sizes: dict[tuple[str, int, str], dict[str, float]] = {}
-    for width in widths:
-        found = [bench.row({"dimensions": width, "of": widths[0], "tiers": tiers, "student": bench.student.facts(),
-                            "seed": seed}, lambda w=width, s=seed: _row(bench, w, widths[0], s))  # type: ignore[misc]
-                 for seed in bench.seeds]  # fmt: skip
-        bench.report("dimensions", len(widths) - widths.index(width), len(widths))
-        for way in found[0]["ways"]:
-            for tier in tiers:
-                rows = [{"judged": r["ways"][way][tier]["judged"], "facts_of_fit": {}} for r in found]
-                cells[way, width, tier] = cell_of(f"{way} {width} {tier}", rows)
-                sizes[way, width, tier] = found[0]["ways"][way][tier]["stored"]
-    timing = {
-        w: bench.row({"timing": w, "of": [tiers, SERVED], "n": bench.size.timing_items,
-                      "rounds": bench.size.timing_rounds}, lambda w=w: _timing(bench, w))  # type: ignore[misc]
-        for w in widths
-    }  # fmt: skip
-    reference = cells["separate", widths[0], tiers[0]]
-    rows_out = [
-        cell.to_json() | sizes[key] | {
-            "way": key[0], "dimensions": key[1], "tier": key[2], "search_ms": timing[key[1]]["ms"][key[2]],
-            "minus_widest": gain(cell.minus(reference, main)) if cell is not reference else None,
-        }
-        for key, cell in cells.items()
-    ]  # fmt: skip
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for seed in bench.seeds:
+        for encoders in (size.served, size.network):
+            key = {"dimensions": widths, "of": encoders, "tiers": tiers, "student": bench.student.facts(), "seed": seed}
+            row = bench.row(key, lambda e=encoders, s=seed: _cuts(bench, e, widths, s))  # type: ignore[misc]
+            for name, judged in row["cuts"].items():
+                way, width = name.split()
+                found.setdefault(("+".join(encoders), way, int(width)), []).append(judged)
+        for width in size.separate:
+            key = {"separate": width, "tiers": tiers, "student": bench.student.facts(), "seed": seed}
+            row = bench.row(key, lambda w=width, s=seed: _separate(bench, w, s))  # type: ignore[misc]
+            found.setdefault(("+".join(size.network), "separate", width), []).append(row["judged"])
+    timing = {w: bench.row({"timing": w, "of": [tiers, SERVED], "n": size.timing_items, "rounds": size.timing_rounds},
+                           lambda w=w: _timing(bench, w)) for w in widths}  # type: ignore[misc]  # fmt: skip
+    cells = {(*key, tier): cell_of(" ".join(map(str, key)), [{"judged": r[tier]["judged"], "facts_of_fit": {}}
+                                                             for r in rows])
+             for key, rows in found.items() for tier in tiers}  # fmt: skip
+    widest = {head: max(w for h, way, w in found if h == head and way == "nested") for head, _, _ in found}
+    rows_out = []
+    for (head, way, width, tier), cell in cells.items():
+        whole = cells[head, "nested", widest[head], tiers[0]]
+        rows_out.append(cell.to_json() | found[head, way, width][0][tier]["stored"] | {
+            "head": head, "way": way, "dimensions": width, "tier": tier,
+            "search_ms": timing[width]["ms"][tier] if width in timing else None,
+            "minus_widest": gain(cell.minus(whole, main)) if cell is not whole else None,
+        })  # fmt: skip
     at_scale = [{"dimensions": w, "tier": tier, **timing[w]["bytes"][tier], **timing[w]["served"][tier]}
                 for w in widths for tier in SERVED]  # fmt: skip
     return {"rows": rows_out, "served": at_scale, "measures": list(measures), "main": main,
-            "timing_items": bench.size.timing_items, "items": len(bench.data.items), "tiers": tiers,
-            "widest": widths[0],
+            "timing_items": size.timing_items, "items": len(bench.data.items), "tiers": tiers, "widest": widest,
             "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
 
 
-def _row(bench: Bench, width: int, widest: int, seed: int) -> dict[str, Any]:
-    """All ways to a width, judged under each tier."""
-    data, encoders = bench.data, bench.data.encoders
-    own = bench.fit(Fit(replace(bench.student, out_dim=width), encoders), seed)
-    ways = {"separate": _vectors(bench, own)}
-    wide = own if width == widest else bench.fit(Fit(replace(bench.student, out_dim=widest), encoders), seed)
-    if width < widest:
-        train = wide.query_vectors(data.query_features[data.rows("train")])
-        reduce_queries, reduce_items = reduction(train, _vectors(bench, wide)[1], width)
-        queries, items = _vectors(bench, wide)
-        ways["reduced"] = (queries @ reduce_queries, items @ reduce_items)
-    nested = nested_vectors(wide, bench.held_out.query_features, data.item_features, width)
-    if nested is not None:
-        ways["nested"] = nested
-    return {"ways": {way: {s: _judged(bench, s, *vectors) for s in STORAGES} for way, vectors in ways.items()}}
+def _cuts(bench: Bench, encoders: tuple[str, ...], widths: Sequence[int], seed: int) -> dict[str, Any]:
+    """One head and its narrower forms, judged under each storage: {"way width": {storage: ...}}.
+
+    A head without a direct part is fitted as wide as the widest asked for, one with it has its own width."""
+    student = bench.student
+    if not set(encoders) & DIRECT:
+        student = replace(student, out_dim=max(widths) - 1)  # the item prior is one more
+    whole = bench.fit(Fit(student, encoders), seed)
+    train = bench.data.labelled(bench.data.rows("train"), LEARN, encoders)
+    cuts = {}
+    for width in dict.fromkeys((whole.width, *(w for w in widths if w < whole.width))):
+        cut = whole if width == whole.width else narrowed(whole, width, train, bench.validation_set(encoders), student)
+        cuts[f"nested {width}"] = _judged(bench, *_vectors(bench, cut, encoders))
+        if width < whole.width:
+            queries, items = _vectors(bench, whole, encoders)
+            reduce_queries, reduce_items = reduction(whole.query_vectors(train.query_features), items, width)
+            cuts[f"reduced {width}"] = _judged(bench, queries @ reduce_queries, items @ reduce_items)
+    return {"cuts": cuts}
 
 
-def _vectors(bench: Bench, student: Student) -> tuple[FloatArray, FloatArray]:
-    return student.query_vectors(bench.held_out.query_features), student.item_vectors(bench.data.item_features)
+def _separate(bench: Bench, width: int, seed: int) -> dict[str, Any]:
+    """A network fitted for embeddings of ``width`` columns."""
+    encoders = bench.size.network
+    own = bench.fit(Fit(replace(bench.student, out_dim=width - 1), encoders), seed)
+    return {"judged": _judged(bench, *_vectors(bench, own, encoders))}
 
 
-def _judged(bench: Bench, storage: str, queries: FloatArray, items: FloatArray) -> dict[str, Any]:
-    """The order the codes give, judged; and what they take."""
-    index = stored(storage, items)
-    return {"judged": bench.judge(full_scores(index, queries), bench.held_out.tau),
-            "stored": {"bytes_per_item": float(index.sa_code_size())}}  # fmt: skip
+def _vectors(bench: Bench, student: Student, encoders: tuple[str, ...]) -> tuple[FloatArray, FloatArray]:
+    held_out = bench.test_set(encoders)
+    return student.query_vectors(held_out.query_features), student.item_vectors(held_out.item_features)
+
+
+def _judged(bench: Bench, queries: FloatArray, items: FloatArray) -> dict[str, Any]:
+    """By storage: the order its codes give, judged; and what they take."""
+    found = {}
+    for storage in STORAGES:
+        index = stored(storage, items)
+        found[storage] = {"judged": bench.judge(full_scores(index, queries), bench.held_out.tau),
+                          "stored": {"bytes_per_item": float(index.sa_code_size())}}  # fmt: skip
+    return found
 
 
 def reduction(queries: FloatArray, items: FloatArray, width: int) -> tuple[FloatArray, FloatArray]:
@@ -115,11 +133,10 @@ def reduction(queries: FloatArray, items: FloatArray, width: int) -> tuple[Float
 
 
 def _timing(bench: Bench, width: int) -> dict[str, Any]:
-    """p50 and p99 of one search by storage and by served tier, among random unit vectors of the width and one more (the
-    prior's): for time only."""
+    """p50 and p99 of one search by storage and by served tier, among random unit vectors: for time only."""
     count = bench.size.timing_items
     rng = np.random.default_rng([bench.seed, width])
-    vectors = rng.standard_normal((count, width + 1), dtype=np.float32)
+    vectors = rng.standard_normal((count, width), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     asked = vectors[rng.integers(0, count, 64)] + np.float32(0.1)
     k = min(100, count)
@@ -139,39 +156,50 @@ def _timing(bench: Bench, width: int) -> dict[str, Any]:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """Findings in words, and the table."""
-    main, exact = found["main"], found["tiers"][0]
-    rows = found["rows"]
+    main, tiers, rows = found["main"], found["tiers"], found["rows"]
+    exact = tiers[0]
     lines = []
-    for way in dict.fromkeys(r["way"] for r in rows):
-        lines += [sentence(f"{r['dimensions']} dimensions, {way}", f"{found['widest']}", r["minus_widest"], main)
-                  for r in rows if r["way"] == way and r["tier"] == exact and r["minus_widest"]]  # fmt: skip
+    for head, way in dict.fromkeys((r["head"], r["way"]) for r in rows):
+        lines += [sentence(f"{head}: {r['dimensions']} columns, {way},", f"{found['widest'][head]}", r["minus_widest"],
+                           main)
+                  for r in rows if (r["head"], r["way"], r["tier"]) == (head, way, exact) and r["minus_widest"]
+                  and way != "reduced"]  # fmt: skip
+    exacts = {(r["head"], r["way"], r["dimensions"]): r for r in rows if r["tier"] == exact}
     for tier in found["tiers"][1:]:
-        pairs = [(r, next(e for e in rows if e["tier"] == exact and (e["way"], e["dimensions"]) ==
-                          (r["way"], r["dimensions"]))) for r in rows if r["tier"] == tier]  # fmt: skip
-        worst = min((r[main]["mean"] - e[main]["mean"] for r, e in pairs), default=0.0)
+        pairs = [(r, exacts[r["head"], r["way"], r["dimensions"]]) for r in rows if r["tier"] == tier]
         size = np.mean([e["bytes_per_item"] / r["bytes_per_item"] for r, e in pairs])
-        lines.append(f"{tier} codes take {size:.1f} times less than {exact}; {main} moves by {worst:+.4f} at worst.")
-    cells = [[str(r["dimensions"]), r["way"], r["tier"], *(number(r[m]) for m in found["measures"]),
-              f"{r['bytes_per_item']:.0f}", f"{r['search_ms']['p50']:.2f} / {r['search_ms']['p99']:.2f}"]
-             for r in sorted(rows, key=lambda r: (-r["dimensions"], r["way"], r["tier"]))]  # fmt: skip
-    cells += [["", r["name"], r["kind"], *(number(r[m]) for m in found["measures"]), "", ""]
+        worst = {head: min(r[main]["mean"] - e[main]["mean"] for r, e in pairs if r["head"] == head)
+                 for head in dict.fromkeys(r["head"] for r, _ in pairs)}  # fmt: skip
+        said = ", ".join(f"{head} {change:+.3f}" for head, change in worst.items())
+        lines.append(f"{tier} codes take {size:.1f} times less than {exact}; {main} moves at worst by: {said}.")
+    cells = [[r["head"], str(r["dimensions"]), r["way"], r["tier"], *(number(r[m]) for m in found["measures"]),
+              f"{r['bytes_per_item']:.0f}", _times(r["search_ms"])]
+             for r in sorted(rows, key=lambda r: (r["head"], -r["dimensions"], r["way"], tiers.index(r["tier"])))
+             if r["way"] == "nested" or r["tier"] == exact]  # fmt: skip
+    cells += [[r["name"], "", r["kind"], "", *(number(r[m]) for m in found["measures"]), "", ""]
               for r in found["baselines"]]  # fmt: skip
-    head = ["width", "way", "storage", *found["measures"], "bytes an item",
-            f"search of {found['timing_items']:,} p50 / p99, ms"]  # fmt: skip
+    columns = ["head", "width", "way", "storage", *found["measures"], "bytes an item",
+               f"search of {found['timing_items']:,} p50 / p99, ms"]  # fmt: skip
     scale = [[str(r["dimensions"]), f"`{r['tier']}`", f"{r['bytes_per_item']:.0f}", f"{r['stored_bytes_per_item']:.0f}",
               f"{r['p50']:.2f} / {r['p99']:.2f}"] for r in found["served"]]  # fmt: skip
     two = table(["width", "tier as served", "bytes an item in memory", "on disk",
                  f"search of {found['timing_items']:,} p50 / p99, ms"], scale)  # fmt: skip
-    return " ".join(lines) + f"\n\n{table(head, cells)}\n\n{two}"
+    return " ".join(lines) + f"\n\n{table(columns, cells)}\n\n{two}"
+
+
+def _times(spent: Mapping[str, float] | None) -> str:
+    return f"{spent['p50']:.2f} / {spent['p99']:.2f}" if spent else ""
 
 
 def draw(found: Mapping[str, Any], path: Path) -> bool:
-    """mAP by width for each way and tier, and search time by width."""
+    """mAP by width for each head and way, nested ones by storage too, and search time by width."""
     quality: dict[str, list[Any]] = {}
     speed: dict[str, list[Any]] = {}
+    exact, main = found["tiers"][0], found["main"]
     for r in found["rows"]:
-        quality.setdefault(f"{r['way']}, {r['tier']}", []).append((r["dimensions"], r[found["main"]]))
-        if r["way"] == "separate":
+        if r["way"] == "nested" or r["tier"] == exact:
+            quality.setdefault(f"{r['head']}, {r['way']}, {r['tier']}", []).append((r["dimensions"], r[main]))
+        if r["way"] == "nested" and r["search_ms"]:
             speed.setdefault(r["tier"], []).append((r["dimensions"], r["search_ms"]["p50"]))
-    panels = {found["main"]: quality, f"p50 of a search of {found['timing_items']:,}, ms": speed}
-    return curves(panels, path, {t: "dimensions" for t in panels}, "")
+    panels = {main: quality, f"p50 of a search of {found['timing_items']:,}, ms": speed}
+    return curves(panels, path, {t: "columns of an embedding" for t in panels}, "")

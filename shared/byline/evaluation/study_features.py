@@ -2,13 +2,13 @@
 a head is trained on them, and what is fusing them worth?
 
 Why it exists: the first experiment the method asks for. Untuned features need no label; a head must beat the best of
-them to be worth its labels.
+them to be worth its labels, and a fused one the best of its parts. An encoder of ``ranker.head.DIRECT`` is used
+untuned as what it is, an inner product, and as a cosine too, to show what the habit costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from byline.evaluation.map import mean_average_precision
 from byline.evaluation.study_bench import Bench, Cell, Fit
 from byline.evaluation.study_data import JUDGE, LEARN
 from byline.evaluation.study_report import bars, gain, number, sentence, table
+from byline.ranker.head import DIRECT
 from byline.ranker.labelled_set import LabelledSet
 
 NAME = "features"
@@ -30,29 +31,38 @@ TITLE = "Features: image, text and the generator's own, untuned and tuned"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Rows: untuned and tuned cells of every single encoder, some pairs and all of them; baselines and the ceiling."""
-    names = bench.data.encoders
-    subsets = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
-    untuned = {s: bench.cell("+".join(s), _raw(bench, s)) for s in subsets}
+    """Rows: untuned and tuned cells of every single encoder and of ``StudySize.fused``; baselines and the ceiling."""
+    singles = [(name,) for name in bench.data.encoders]
+    subsets = [*singles, *bench.size.fused]
+    untuned = {s: bench.cell("+".join(s), untuned_scores(bench, s)) for s in subsets}
     tuned = {s: bench.fitted("+".join(s), Fit(bench.student, s)) for s in subsets}
-    singles = [s for s in subsets if len(s) == 1]
     # What the others are compared with is chosen on the validation queries, not on those that judge.
-    known = {s: _validated(bench, s) for s in subsets}
-    best_single = {"untuned": max(singles, key=lambda s: known[s]),
-                   "tuned": max(singles, key=lambda s: tuned[s].fact("validation_map"))}  # fmt: skip
-    best_raw = untuned[max(subsets, key=lambda s: known[s])]
+    known = {
+        "untuned": {s: _validated(bench, s) for s in subsets},
+        "tuned": {s: tuned[s].fact("validation_map") for s in subsets},
+    }
+    best_raw = untuned[max(subsets, key=lambda s: known["untuned"][s])]
     rows = []
     for subset in subsets:
         for kind, cells in (("untuned", untuned), ("tuned", tuned)):
             row = cells[subset].to_json() | {"kind": kind, "encoders": list(subset)}
-            row["over_best_single"] = {m: gain(cells[subset].minus(cells[best_single[kind]], m)) for m in maps(bench)}
+            if len(subset) > 1:
+                part = max(((n,) for n in subset), key=lambda s: known[kind][s])  # type: ignore[index]
+                row["best_part"] = part[0]
+                row["over_best_part"] = {m: gain(cells[subset].minus(cells[part], m)) for m in maps(bench)}
             if kind == "tuned":
+                row["over_untuned"] = {m: gain(cells[subset].minus(untuned[subset], m)) for m in maps(bench)}
                 row["over_best_untuned"] = {m: gain(cells[subset].minus(best_raw, m)) for m in maps(bench)}
             rows.append(row)
+    for name in (n for n in bench.data.encoders if n in DIRECT):
+        naive = bench.cell(f"{name} by standardised cosine", cosine_scores(bench, (name,)))
+        over = {m: gain(untuned[(name,)].minus(naive, m)) for m in maps(bench)}
+        rows.append(naive.to_json() | {"kind": "untuned", "encoders": [], "of": name, "product_over_this": over})
     rows += [c.to_json() | {"kind": kind, "encoders": []} for kind, c in baselines(bench)]
-    return {"rows": rows, "measures": list(maps(bench)), "main": _main(bench), "all": list(names),
-            "best_single": {k: list(s) for k, s in best_single.items()}, "best_untuned": best_raw.name,
-            "queries": len(bench.held_out.tau)}  # fmt: skip
+    return {"rows": rows, "measures": list(maps(bench)), "main": _main(bench), "served": list(bench.size.served),
+            "best_untuned": best_raw.name, "queries": len(bench.held_out.tau),
+            "served_over_network": gain(tuned[bench.size.served].minus(tuned[bench.size.network], _main(bench))),
+            "network": list(bench.size.network)}  # fmt: skip
 
 
 def maps(bench: Bench) -> tuple[str, ...]:
@@ -90,10 +100,18 @@ def _main(bench: Bench) -> str:
 def _validated(bench: Bench, encoders: tuple[str, ...]) -> float:
     """mAP of the untuned order on the validation queries."""
     asked = bench.data.labelled(bench.data.rows("validation"), JUDGE)
-    return mean_average_precision(_raw(bench, encoders, "validation"), asked.tau, bench.student.evaluate_at).mean
+    scores = untuned_scores(bench, encoders, "validation")
+    return mean_average_precision(scores, asked.tau, bench.student.evaluate_at).mean
 
 
-def _raw(bench: Bench, encoders: tuple[str, ...], split: str = "test") -> Any:
+def untuned_scores(bench: Bench, encoders: tuple[str, ...], split: str = "test") -> Any:
+    """The inner product of an encoder of ``DIRECT`` by itself; for all else the mean of standardised cosines."""
+    if len(encoders) == 1 and encoders[0] in DIRECT:
+        return bench.nearness(bench.data.rows(split), encoders)
+    return cosine_scores(bench, encoders, split)
+
+
+def cosine_scores(bench: Bench, encoders: tuple[str, ...], split: str = "test") -> Any:
     """Mean cosine of the encoders, standardised; queries centred by the training queries' mean."""
     data, train = bench.data, bench.data.rows("train")
     parts = []
@@ -107,20 +125,27 @@ def _raw(bench: Bench, encoders: tuple[str, ...], split: str = "test") -> Any:
 def markdown(found: Mapping[str, Any]) -> str:
     """Findings in words, and the table."""
     main, rows = found["main"], found["rows"]
-    whole = {r["kind"]: r for r in rows if r["encoders"] == found["all"]}
-    best = found["best_single"].items()
-    single = {k: next(r for r in rows if r["kind"] == k and r["encoders"] == s) for k, s in best}
+    at = {(r["kind"], tuple(r["encoders"])): r for r in rows if r["encoders"]}
     lines = []
     for kind in ("untuned", "tuned"):
-        lines.append(sentence(
-            f"{kind.capitalize()}, all encoders together", f"the best single one ({single[kind]['name']})",
-            whole[kind]["over_best_single"][main], main,
-        ))  # fmt: skip
-    lines.append(sentence("The head on all encoders", f"the best untuned order ({found['best_untuned']})",
-                          whole["tuned"]["over_best_untuned"][main], main))
-    cells = [[r["name"], r["kind"], *(number(r[m]) for m in found["measures"]), number(r["top1"]), number(r["recall"])]
-             for r in sorted(rows, key=lambda r: -r[main]["mean"])]  # fmt: skip
-    return " ".join(lines) + "\n\n" + table(["features", "", *found["measures"], "top-1", "recall"], cells)
+        lines += [sentence(f"{kind.capitalize()} {r['name']}", f"its best part ({r['best_part']})",
+                           r["over_best_part"][main], main)
+                  for r in rows if r["kind"] == kind and "over_best_part" in r]  # fmt: skip
+    lines += [sentence(f"The inner product of untuned `{r['of']}`", "its standardised cosine",
+                       r["product_over_this"][main], main) for r in rows if "product_over_this" in r]  # fmt: skip
+    served = at["tuned", tuple(found["served"])]
+    lines.append(sentence(f"The head that is served ({served['name']})",
+                          f"the best untuned order ({found['best_untuned']})", served["over_best_untuned"][main], main))
+    lines.append(sentence("It", f"the best without the gradient that these studies use ({'+'.join(found['network'])})",
+                          found["served_over_network"], main))
+    cells = []
+    for r in sorted(rows, key=lambda r: -r[main]["mean"]):
+        over = r.get("over_best_part")
+        cells.append([r["name"], r["kind"], *(number(r[m]) for m in found["measures"]), number(r["top1"]),
+                      number(r["recall"]),
+                      f"{over[main]['mean']:+.3f} ({r['best_part']})" if over else ""])  # fmt: skip
+    return " ".join(lines) + "\n\n" + table(
+        ["features", "", *found["measures"], "top-1", "recall", f"{main} over its best part"], cells)
 
 
 def draw(found: Mapping[str, Any], path: Path) -> bool:
@@ -131,5 +156,5 @@ def draw(found: Mapping[str, Any], path: Path) -> bool:
         kind: [next(r[main] for r in found["rows"] if r["kind"] == kind and r["encoders"] == s) for s in subsets]
         for kind in ("untuned", "tuned")
     }
-    lines = {r["name"]: r[main]["mean"] for r in found["rows"] if not r["encoders"]}
+    lines = {r["name"]: r[main]["mean"] for r in found["rows"] if not r["encoders"] and "of" not in r}
     return bars(["+\n".join(s) for s in subsets], groups, path, main, lines)

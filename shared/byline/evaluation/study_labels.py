@@ -6,56 +6,84 @@ candidates) is for one corpus and one loss; this is the same question of this co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from byline.evaluation.study_bench import Bench, Fit
-from byline.evaluation.study_features import baselines, maps
+from byline.evaluation.study_bench import Bench, Cell, Fit
+from byline.evaluation.study_features import baselines, maps, untuned_scores
 from byline.evaluation.study_report import curves, gain, number, sentence, table
+from byline.ranker.head import DIRECT
 
 NAME = "labels"
 TITLE = "Labels: queries × candidates at one budget, and the rate of outside negatives"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """``growth``: whole rankings of more and more queries; ``budget``: a fixed number of pairs, split differently, with
-    uniform and with nearest candidates; ``negatives``: rates of outside negatives on pruned candidates."""
+    """For the network alone and for the head that is served: ``growth``, whole rankings of more and more queries;
+    ``budget``, a fixed number of pairs, split differently, with uniform and with nearest candidates; ``negatives``,
+    rates of outside negatives on pruned candidates."""
     data, size = bench.data, bench.size
     total, n = len(data.rows("train")), len(data.items)
-    counts = sorted({max(2, round(share * total)) for share in size.query_shares})
-    pairs = min(counts) * n
     measures = maps(bench)
     main = measures[len(measures) // 2]
-
-    def row(name: str, fit: Fit, **facts: Any) -> tuple[Any, dict[str, Any]]:
-        cell = bench.fitted(name, fit)
-        return cell, cell.to_json() | facts
-
-    base = Fit(bench.student, data.encoders)
-    growth = [row(f"{q} whole rankings", replace(base, queries=_all(q, total)), queries=q, candidates=n)[1]
-              for q in counts]  # fmt: skip
-    budget = []
-    few, _ = row("few", replace(base, queries=_all(counts[0], total)))
-    for choice in ("uniform", "nearest"):
-        for q in counts:
-            candidates = pairs // q
-            fit = replace(base, queries=_all(q, total), candidates=0 if candidates >= n else candidates,
-                          choice=choice if candidates < n else "nearest")  # fmt: skip
-            cell, found = row(f"{q} queries × {candidates} {choice}", fit, queries=q, candidates=candidates,
-                              choice=choice)  # fmt: skip
-            budget.append(found | {"over_few_queries": gain(cell.minus(few, main)) if q != counts[0] else None})
-    grid = sorted({max(2, round(share * n)) for share in size.nearest})
-    pruned = grid[len(grid) // 2]
-    cells = {rate: row(f"negatives {rate:.0%}", replace(base, student=replace(bench.student, outside_share=rate),
-                                                        candidates=pruned), rate=rate) for rate in size.negatives}
-    none = cells[min(size.negatives)][0]
-    negatives = [found | {"over_none": gain(cell.minus(none, main)) if rate else None}
-                 for rate, (cell, found) in cells.items()]  # fmt: skip
-    return {"growth": growth, "budget": budget, "negatives": negatives, "pairs": pairs, "pruned": pruned, "items": n,
-            "train_queries": total, "measures": list(measures), "main": main,
+    growth, budget, negatives = [], [], []
+    for encoders in (size.network, size.served):
+        base = Fit(bench.student, encoders)
+        growth += _growth(bench, base, total, n)
+        budget += _budget(bench, base, total, n, main)
+        negatives += _negatives(bench, base, n, main)
+    free = [bench.cell(f"{name}, no labels", untuned_scores(bench, (name,))).to_json()
+            for name in size.served if name in DIRECT]  # fmt: skip
+    counts = _counts(size.budget_shares, total)
+    return {"growth": growth, "budget": budget, "negatives": negatives, "free": free, "pairs": min(counts) * n,
+            "pruned": _pruned(bench, n), "items": n, "train_queries": total, "measures": list(measures), "main": main,
             "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
+
+
+def _counts(shares: Sequence[float], total: int) -> list[int]:
+    return sorted({max(2, round(share * total)) for share in shares})
+
+
+def _pruned(bench: Bench, n: int) -> int:
+    grid = sorted({max(2, round(share * n)) for share in bench.size.candidates})
+    return grid[len(grid) // 2]
+
+
+def _row(bench: Bench, what: str, fit: Fit, **facts: Any) -> tuple[Cell, dict[str, Any]]:
+    name = "+".join(fit.encoders)
+    cell = bench.fitted(f"{name}, {what}", fit)
+    return cell, cell.to_json() | {"encoders": name} | facts
+
+
+def _growth(bench: Bench, base: Fit, total: int, n: int) -> list[dict[str, Any]]:
+    return [_row(bench, f"{q} whole rankings", replace(base, queries=_all(q, total)), queries=q, candidates=n)[1]
+            for q in _counts(bench.size.query_shares, total)]  # fmt: skip
+
+
+def _budget(bench: Bench, base: Fit, total: int, n: int, main: str) -> list[dict[str, Any]]:
+    counts = _counts(bench.size.budget_shares, total)
+    pairs, rows = min(counts) * n, []
+    few, whole = _row(bench, "few", replace(base, queries=_all(counts[0], total)), queries=counts[0], candidates=n)
+    for choice in ("uniform", "nearest"):
+        rows.append(whole | {"choice": choice, "over_few_queries": None})
+        for q in counts[1:]:
+            fit = replace(base, queries=_all(q, total), candidates=pairs // q, choice=choice)
+            cell, found = _row(bench, f"{q} queries × {pairs // q} {choice}", fit, queries=q, candidates=pairs // q,
+                               choice=choice)  # fmt: skip
+            rows.append(found | {"over_few_queries": gain(cell.minus(few, main))})
+    return rows
+
+
+def _negatives(bench: Bench, base: Fit, n: int, main: str) -> list[dict[str, Any]]:
+    cells = {}
+    for rate in sorted(bench.size.negatives):
+        fit = replace(base, student=replace(bench.student, outside_share=rate), candidates=_pruned(bench, n))
+        cells[rate] = _row(bench, f"negatives {rate:.0%}", fit, rate=rate)
+    none = cells[min(cells)][0]
+    return [found | {"over_none": gain(cell.minus(none, main)) if cell is not none else None}
+            for cell, found in cells.values()]  # fmt: skip
 
 
 def _all(count: int, total: int) -> int:
@@ -66,38 +94,41 @@ def _all(count: int, total: int) -> int:
 def markdown(found: Mapping[str, Any]) -> str:
     """Findings in words, and one table."""
     main = found["main"]
-    lines = [f"{found['pairs']} labelled pairs, spent on different numbers of queries."]
-    for choice in ("uniform", "nearest"):
-        most = max((r for r in found["budget"] if r["choice"] == choice), key=lambda r: r["queries"])
-        least = min((r for r in found["budget"] if r["choice"] == choice), key=lambda r: r["queries"])
-        if most["over_few_queries"]:
-            lines.append(sentence(f"{most['queries']} queries × {most['candidates']} {choice} candidates",
-                                  f"{least['queries']} queries × all", most["over_few_queries"], main))
-    best = max(found["budget"], key=lambda r: r[main]["mean"])
-    lines.append(f"Best of these: {best['queries']} queries × {best['candidates']} {best['choice']} candidates, "
-                 f"{number(best[main])}.")
-    for r in found["negatives"]:
-        if r["over_none"]:
-            lines.append(sentence(f"{r['rate']:.0%} outside negatives", "none", r["over_none"], main))
-    rows = [[f"{r['queries']} × all", r] for r in found["growth"]]
-    rows += [[f"{r['queries']} × {r['candidates']}, {r['choice']}", r] for r in found["budget"]]
-    rows += [[f"{found['train_queries']} × {found['pruned']} nearest, negatives {r['rate']:.0%}", r]
+    lines = [f"{found['pairs']:,} labelled pairs, spent on different numbers of queries."]
+    for encoders in dict.fromkeys(r["encoders"] for r in found["budget"]):
+        mine = [r for r in found["budget"] if r["encoders"] == encoders]
+        few = min(r["queries"] for r in mine)
+        lines += [sentence(f"{encoders}: {r['queries']} queries × {r['candidates']} {r['choice']} candidates",
+                           f"{few} × all", r["over_few_queries"], main)
+                  for r in mine if r["over_few_queries"]]  # fmt: skip
+        lines += [sentence(f"{encoders}: {r['rate']:.0%} outside negatives", "none", r["over_none"], main)
+                  for r in found["negatives"] if r["encoders"] == encoders and r["over_none"]]  # fmt: skip
+    rows = [[r["encoders"], f"{r['queries']} × all", r] for r in found["growth"]]
+    rows += [[r["encoders"], f"{r['queries']} × {r['candidates']}, {r['choice']}", r] for r in found["budget"]
+             if r["over_few_queries"]]  # fmt: skip
+    rows += [[r["encoders"], f"{found['train_queries']} × {found['pruned']} nearest, negatives {r['rate']:.0%}", r]
              for r in found["negatives"]]  # fmt: skip
-    rows += [[f"{r['name']} ({r['kind']})", r] for r in found["baselines"]]
+    rows += [[r["name"], "0", r] for r in found["free"]]
+    rows += [[r["name"], r["kind"], r] for r in found["baselines"]]
     return " ".join(lines) + "\n\n" + table(
-        ["queries × candidates", *found["measures"], "top-1", "recall"],
-        [[name, *(number(r[m]) for m in found["measures"]), number(r["top1"]), number(r["recall"])]
-         for name, r in rows],
+        ["head", "queries × candidates", *found["measures"], "top-1", "recall"],
+        [[head, name, *(number(r[m]) for m in found["measures"]), number(r["top1"]), number(r["recall"])]
+         for head, name, r in rows],
     )  # fmt: skip
 
 
 def draw(found: Mapping[str, Any], path: Path) -> bool:
     """mAP by queries (all candidates; one budget, two choices) and by negatives' rate."""
     main = found["main"]
-    by_queries = {"all candidates": [(r["queries"], r[main]) for r in found["growth"]]}
-    for choice in ("uniform", "nearest"):
-        points = [(r["queries"], r[main]) for r in found["budget"] if r["choice"] == choice]
-        by_queries[f"{found['pairs']} pairs, {choice}"] = points
-    rates = {f"{found['pruned']} nearest": [(r["rate"], r[main]) for r in found["negatives"]]}
+    by_queries: dict[str, list[Any]] = {}
+    rates: dict[str, list[Any]] = {}
+    for r in found["growth"]:
+        by_queries.setdefault(f"{r['encoders']}, all candidates", []).append((r["queries"], r[main]))
+    for r in found["budget"]:
+        by_queries.setdefault(f"{r['encoders']}, {found['pairs']:,} pairs, {r['choice']}", []).append(
+            (r["queries"], r[main]))
+    for r in found["negatives"]:
+        rates.setdefault(f"{r['encoders']}, {found['pruned']} nearest", []).append((r["rate"], r[main]))
     panels = {"labels": by_queries, "outside negatives": rates}
-    return curves(panels, path, {"labels": "training queries", "outside negatives": "rate"}, main)
+    levels = {"labels": {r["name"]: r[main]["mean"] for r in found["free"]}}
+    return curves(panels, path, {"labels": "training queries", "outside negatives": "rate"}, main, levels)

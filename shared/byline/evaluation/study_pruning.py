@@ -26,7 +26,8 @@ TITLE = "Pruning: the teacher's top inside the K nearest, and heads trained on K
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """``recall`` by feature and K over all queries; ``heads`` by K and explored share; ``estimates`` of the miss."""
+    """``recall`` by feature and K over all queries; ``heads`` by encoders, K and explored share; ``estimates`` of the
+    miss."""
     data, size = bench.data, bench.size
     n = len(data.items)
     grid = sorted({max(2, round(share * n)) for share in size.nearest})
@@ -36,26 +37,34 @@ def measure(bench: Bench) -> dict[str, Any]:
     every = np.arange(len(data.queries))
     tau = data.tau[JUDGE]
     recall = []
-    for encoders in (*((name,) for name in data.encoders), data.encoders):
+    for encoders in (*((name,) for name in data.encoders), size.network):
         near = bench.nearness(every, encoders)
         for k in [*grid, min(n, 2 * grid[-1])]:
             figure = Figure.of(recall_at(near, tau, top, k).tolist())
             recall.append({"feature": "+".join(encoders), "k": k, "share": k / n, "mean": figure.mean,
                            "error": figure.standard_error})  # fmt: skip
-    whole = bench.fitted("all items", Fit(bench.student, data.encoders))
-    heads = [whole.to_json() | {"k": n, "explored": 0.0, "whole_minus_this": None, "over_unexplored": None}]
-    for k in grid:
+    heads = [row for encoders in (size.network, size.served) for row in _heads(bench, encoders, main)]
+    return {"recall": recall, "heads": heads, "estimates": _estimates(bench, grid, top), "top": top, "items": n,
+            "main": main, "measures": list(measures), "estimated_by": list(size.network),
+            "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
+
+
+def _heads(bench: Bench, encoders: tuple[str, ...], main: str) -> list[dict[str, Any]]:
+    """Heads on all items first, then on K candidates that the same encoders choose."""
+    n, name = len(bench.data.items), "+".join(encoders)
+    whole = bench.fitted(f"{name}, all items", Fit(bench.student, encoders))
+    rows = [whole.to_json() | {"encoders": name, "k": n, "explored": 0.0, "whole_minus_this": None,
+                               "over_unexplored": None}]  # fmt: skip
+    for k in sorted({max(2, round(share * n)) for share in bench.size.candidates}):
         cells = {}
-        for share in size.exploration:
-            fit = Fit(bench.student, data.encoders, candidates=k, explored=share)
-            cells[share] = bench.fitted(f"K={k}, {share:.0%} explored", fit)
+        for share in bench.size.exploration:
+            fit = Fit(bench.student, encoders, candidates=k, explored=share)
+            cells[share] = bench.fitted(f"{name}, K={k}, {share:.0%} explored", fit)
         for share, cell in cells.items():
             over = gain(cell.minus(cells[0.0], main)) if share and 0.0 in cells else None
-            heads.append(cell.to_json() | {"k": k, "explored": share, "over_unexplored": over,
-                                           "whole_minus_this": gain(whole.minus(cell, main))})  # fmt: skip
-    return {"recall": recall, "heads": heads, "estimates": _estimates(bench, grid, top), "top": top, "items": n,
-            "main": main, "measures": list(measures),
-            "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
+            rows.append(cell.to_json() | {"encoders": name, "k": k, "explored": share, "over_unexplored": over,
+                                          "whole_minus_this": gain(whole.minus(cell, main))})  # fmt: skip
+    return rows
 
 
 def _estimates(bench: Bench, grid: list[int], top: int) -> list[dict[str, float]]:
@@ -64,15 +73,16 @@ def _estimates(bench: Bench, grid: list[int], top: int) -> list[dict[str, float]
     An explored item stands for (all outside) / (explored) items; its rank in the whole corpus is taken as known, which
     curation, ranking candidates only, would have to estimate as well."""
     data, share = bench.data, max(bench.size.exploration)
-    near = bench.nearness(np.arange(len(data.queries)), data.encoders)
+    network = bench.size.network
+    near = bench.nearness(np.arange(len(data.queries)), network)
     wanted = (influence_ranks(data.tau[JUDGE]) < top).astype(np.float64)
     found = []
     for k in grid:
         explored = round(k * share)
         if not explored:
             continue
-        inner = choose(near, Fit(bench.student, data.encoders, candidates=k - explored), np.random.default_rng(0))
-        both = choose(near, Fit(bench.student, data.encoders, candidates=k, explored=share),
+        inner = choose(near, Fit(bench.student, network, candidates=k - explored), np.random.default_rng(0))
+        both = choose(near, Fit(bench.student, network, candidates=k, explored=share),
                       np.random.default_rng([bench.seed, 3]))  # fmt: skip
         weight = (near.shape[1] - (k - explored)) / explored
         guess = Figure.of((((both & ~inner) * wanted).sum(1) * weight / top).tolist())
@@ -85,28 +95,27 @@ def _estimates(bench: Bench, grid: list[int], top: int) -> list[dict[str, float]
 def markdown(found: Mapping[str, Any]) -> str:
     """Findings in words, and two tables."""
     main, n = found["main"], found["items"]
-    heads = found["heads"]
-    lines = []
-    for row in heads[1:]:
-        if row["explored"] == 0.0:
-            lines.append(sentence("All items", f"K = {row['k']} ({row['k'] / n:.0%})", row["whole_minus_this"], main))
-    explored = [r for r in heads if r["over_unexplored"]]
-    gains = [r["over_unexplored"] for r in explored]
-    better, worse = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
-    lines.append(f"In place of as many near ones, explored candidates made the head better at {better} and worse at "
-                 f"{worse} of {len(gains)} settings (interval clear of zero); mean change {_mean(gains):+.3f}.")
-    lines += [f"At K = {e['k']} the {e['explored']} explored items estimate that {e['estimate']:.3f} ± "
-              f"{e['error']:.3f} of the top {found['top']} lie outside the nearest; the truth is {e['truth']:.3f}."
-              for e in found["estimates"]]  # fmt: skip
+    heads, lines = found["heads"], []
+    for encoders in dict.fromkeys(r["encoders"] for r in heads):
+        mine = [r for r in heads if r["encoders"] == encoders]
+        lines += [sentence(f"{encoders}: all items", f"K = {r['k']} ({r['k'] / n:.1%})", r["whole_minus_this"], main)
+                  for r in mine if r["whole_minus_this"] and r["explored"] == 0.0]  # fmt: skip
+        gains = [r["over_unexplored"] for r in mine if r["over_unexplored"]]
+        better, worse = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
+        lines.append(f"In place of as many near ones, explored candidates made this head better at {better} and worse "
+                     f"at {worse} of {len(gains)} settings (interval clear of zero); mean change {_mean(gains):+.3f}.")
+    lines += [f"At K = {e['k']} by {'+'.join(found['estimated_by'])} the {e['explored']} explored items estimate that "
+              f"{e['estimate']:.3f} ± {e['error']:.3f} of the top {found['top']} lie outside the nearest; the truth is "
+              f"{e['truth']:.3f}." for e in found["estimates"]]  # fmt: skip
     features = list(dict.fromkeys(r["feature"] for r in found["recall"]))
     ks = sorted({r["k"] for r in found["recall"]})
     at = {(r["feature"], r["k"]): r for r in found["recall"]}
     one = table([f"recall of the top {found['top']}", *(f"K = {k}" for k in ks)],
                 [[f, *(number(at[f, k]) for k in ks)] for f in features])  # fmt: skip
-    two = table(["K", "explored", *found["measures"], "top-1", "recall"],
-                [[str(r["k"]), f"{r['explored']:.0%}", *(number(r[m]) for m in found["measures"]), number(r["top1"]),
-                  number(r["recall"])] for r in heads]
-                + [[r["name"], r["kind"], *(number(r[m]) for m in found["measures"]), number(r["top1"]),
+    two = table(["head", "K", "explored", *found["measures"], "top-1", "recall"],
+                [[r["encoders"], str(r["k"]), f"{r['explored']:.0%}", *(number(r[m]) for m in found["measures"]),
+                  number(r["top1"]), number(r["recall"])] for r in heads]
+                + [[r["name"], "", r["kind"], *(number(r[m]) for m in found["measures"]), number(r["top1"]),
                     number(r["recall"])] for r in found["baselines"]])  # fmt: skip
     return " ".join(lines) + f"\n\n{one}\n\n{two}"
 
@@ -121,8 +130,11 @@ def draw(found: Mapping[str, Any], path: Path) -> bool:
     for r in found["recall"]:
         recall.setdefault(r["feature"], []).append((r["k"], r))
     heads: dict[str, list[Any]] = {}
-    for r in found["heads"][1:]:
-        heads.setdefault(f"{r['explored']:.0%} explored", []).append((r["k"], r[found["main"]]))
+    for r in found["heads"]:
+        if r["whole_minus_this"]:
+            heads.setdefault(f"{r['encoders']}, {r['explored']:.0%} explored", []).append((r["k"], r[found["main"]]))
     panels = {f"recall of the teacher's top {found['top']}": recall, f"{found['main']} of the head": heads}
-    levels = {"trained on all items": found["heads"][0][found["main"]]["mean"]}
-    return curves(panels, path, {t: "K nearest" for t in panels}, "", levels, log=True)
+    levels = {f"{r['encoders']}, all items": r[found["main"]]["mean"] for r in found["heads"]
+              if not r["whole_minus_this"]}  # fmt: skip
+    return curves(panels, path, {t: "K nearest" for t in panels}, "", {title: levels for title in list(panels)[1:]},
+                  log=True)  # fmt: skip

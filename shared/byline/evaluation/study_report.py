@@ -14,6 +14,8 @@ from byline.errors import InvalidRequest
 from byline.evaluation.bootstrap import PairedDifference
 
 Figure = Mapping[str, Any]
+#: Figures are committed with the page: small enough, and still read on a screen.
+_DPI = 84
 
 
 def gain(difference: PairedDifference) -> dict[str, float]:
@@ -77,9 +79,9 @@ def bars(
 
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, Figure | float]]]], path: Path, labels: Mapping[str, str],
-    measure: str, levels: Mapping[str, float] | None = None, log: bool = False,
+    measure: str, levels: Mapping[str, Mapping[str, float]] | None = None, log: bool = False,
 ) -> bool:  # fmt: skip
-    """One panel per entry, one line per entry of it, points (x, figure with error or number); see ``bars``."""
+    """One panel per entry, one line per entry of it, points (x, figure with error or number); ``levels`` by panel."""
     pyplot = _pyplot()
     if pyplot is None:
         return False
@@ -91,7 +93,7 @@ def curves(
             ys = [y["mean"] if isinstance(y, Mapping) else y for _, y in ordered]
             errors = [y["error"] if isinstance(y, Mapping) else 0.0 for _, y in ordered]
             axes.errorbar(xs, ys, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
-        for shade, (label, level) in enumerate((levels or {}).items()):
+        for shade, (label, level) in enumerate((levels or {}).get(title, {}).items()):
             axes.axhline(level, linestyle="--", linewidth=1, color=f"C{shade + 6}", label=label)
         axes.set(title=title, xlabel=labels.get(title, ""))
         if log:
@@ -119,7 +121,7 @@ def matrices(
         axes.set_title(title, fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
     pyplot.close(figure)
     return True
 
@@ -145,6 +147,6 @@ def _finish(figure: Any, axes: Sequence[Any], path: Path, ylabel: str) -> bool:
             ax.legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
     pyplot.close(figure)
     return True

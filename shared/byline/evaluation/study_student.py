@@ -10,14 +10,14 @@ import ast
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 import byline.ranker as ranker
-from byline.ranker.fit import FitConfig, FitReport, Progress, fit_head
+from byline.ranker.fit import FitConfig, FitReport, Progress, choose_blend, fit_head
 from byline.ranker.head import HeadConfig
 from byline.ranker.labelled_set import LabelledSet
 
@@ -47,6 +47,11 @@ class Student:
     report: FitReport
     seconds: float
 
+    @property
+    def width(self) -> int:
+        """D, columns of an embedding."""
+        return self.report.head.config.embedding_dim
+
     def query_vectors(self, features: FloatArray) -> FloatArray:
         """[q, in] to [q, D]."""
         return self.report.head.embed_queries(features)
@@ -63,7 +68,7 @@ class Student:
         """How the fit went, for a row."""
         return {"fit_seconds": round(self.seconds, 2), "best_step": self.report.best_step,
                 "validation_map": self.report.best_map, "start_map": self.report.start_map,
-                "slope": self.report.slope}  # fmt: skip
+                "slope": self.report.slope, "blend": float(self.report.head.blend)}  # fmt: skip
 
 
 def fit_student(train: LabelledSet, validation: LabelledSet, blocks: Sequence[tuple[str, int]],
@@ -71,10 +76,8 @@ def fit_student(train: LabelledSet, validation: LabelledSet, blocks: Sequence[tu
     """Fit on ``train``, choosing the step by mAP on ``validation``; ``blocks`` (encoder, width) of the columns."""
     names, widths = zip(*blocks, strict=True)
     config = HeadConfig.of_encoders(names, widths, settings.hidden, settings.out_dim)
-    fit = FitConfig(loss=settings.loss, max_steps=settings.max_steps, outside_share=settings.outside_share,
-                    evaluate_at=settings.evaluate_at, evaluate_every=max(1, min(20, settings.max_steps // 4)))
     started = time.monotonic()
-    report = fit_head(train, validation, config, fit, seed, progress)
+    report = fit_head(train, validation, config, _fit_config(settings), seed, progress)
     return Student(report, time.monotonic() - started)
 
 
@@ -91,7 +94,15 @@ def student_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def nested_vectors(student: Student, queries: FloatArray, items: FloatArray, width: int
-                   ) -> tuple[FloatArray, FloatArray] | None:  # fmt: skip
-    """Vectors of the head's leading ``width`` dimensions; None where the head was not trained to be cut."""
-    return None
+def narrowed(student: Student, width: int, train: LabelledSet, validation: LabelledSet, settings: StudentSettings
+             ) -> Student:  # fmt: skip
+    """The same head with embeddings of ``width`` columns; nothing is fitted again but exponent and blend, which
+    validation queries choose for the columns that are left."""
+    head = student.report.head.narrowed(width)
+    best = choose_blend(head, train, validation, _fit_config(settings))
+    return replace(student, report=replace(student.report, head=head, best_map=best))
+
+
+def _fit_config(settings: StudentSettings) -> FitConfig:
+    return FitConfig(loss=settings.loss, max_steps=settings.max_steps, outside_share=settings.outside_share,
+                     evaluate_at=settings.evaluate_at, evaluate_every=max(1, min(20, settings.max_steps // 4)))

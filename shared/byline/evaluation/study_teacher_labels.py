@@ -161,8 +161,9 @@ class LabelMaker:
 
     def _curvature(self, selection: str) -> Curvature:
         files = TeacherFiles.beside(self.model.directory, self.cache, self.model.revision)
-        # Draws of the fit are this study's: factors of another budget lie beside them, not in their place.
-        files = TeacherFiles(files.cache / f"study-{self.settings.samples}", files.shipped)
+        # The fit is of this study's items and budget: factors of others lie beside it, not in its place.
+        fitted_on = digest_of(f"{self.settings.samples}/{self.settings.seed}", self.items, {})[:12]
+        files = TeacherFiles(files.cache / f"study-{fitted_on}", files.shipped)
         teacher = load_ready_teacher(
             "abu_plus_linear", self.model, files, self.settings.unlearning(len(self.items)), lambda: self.items,
             selection=selection, fitting=Fitting(self.settings.samples, self.settings.seed),

@@ -24,6 +24,7 @@ from byline.evaluation.study_data import JUDGE, LEARN
 from byline.evaluation.study_report import matrices, number, table
 from byline.evaluation.study_student import fit_student
 from byline.evaluation.study_teacher_labels import LabelMaker, LabelSettings
+from byline.ranker.head import DIRECT
 from byline.ranker.labelled_set import LabelledSet
 
 NAME = "teachers"
@@ -54,7 +55,7 @@ class Sample:
         before = list(self.queries)[: list(self.queries).index(split)]
         start = sum(len(self.queries[name]) for name in before)
         tau = self.tau[teacher][half, start : start + len(self.queries[split])]
-        return bench.data.labelled(self.queries[split], half, tau=tau, items=self.items)
+        return bench.data.labelled(self.queries[split], half, bench.size.network, tau=tau, items=self.items)
 
 
 def measure(bench: Bench, lds: Path | None = None) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def measure(bench: Bench, lds: Path | None = None) -> dict[str, Any]:
     agreement = [_agree(a, b, sample, top) for a in names for b in names]
     heads = []
     for learnt in names:
-        rows = [bench.row({"teachers": _identity(bench), "learnt": learnt, "student": bench.student.facts(), "seed": s},
+        rows = [bench.row({"teachers": _identity(bench), "learnt": learnt, "student": bench.student.facts(),
+                           "encoders": bench.size.network, "seed": s},
                           lambda n=learnt, s=s: _fit(bench, sample, n, s)) for s in bench.seeds]  # type: ignore[misc]  # fmt: skip
         bench.report("heads of teachers", names.index(learnt) + 1, len(names))
         for judge in names:
@@ -116,10 +118,11 @@ def _agree(one: str, other: str, sample: Sample, top: int) -> dict[str, Any]:
 
 
 def _fit(bench: Bench, sample: Sample, teacher: str, seed: int) -> dict[str, Any]:
-    """A head taught by one teacher, judged by all."""
+    """A head taught by one teacher, judged by all. Its features are the network's: ``gradient`` is made of one of the
+    teachers itself (K/V, output's norm), and a head with it would follow that one whatever it is taught."""
     student = fit_student(
         sample.labelled(bench, teacher, "train", LEARN), sample.labelled(bench, teacher, "validation", JUDGE),
-        bench.data.blocks, bench.student, seed,
+        bench.data.blocks_of(bench.size.network), bench.student, seed,
     )  # fmt: skip
     judged = {}
     for judge in sample.tau:
@@ -134,9 +137,11 @@ def _baselines(bench: Bench, sample: Sample, judge: str, held_out: LabelledSet) 
     orders = {"global mean rank": global_mean_rank_scores(train, held_out.queries)}
     text = [name for name in bench.data.encoders if name in TEXT_FEATURES][:1]
     if text:
-        columns = bench.data.columns(text)
-        orders["per-caption mean rank"] = prompt_neighbour_scores(
-            train, train.query_features[:, columns], held_out.query_features[:, columns])
+        captions = [bench.data.query_features[np.ix_(sample.queries[split], bench.data.columns(text))]
+                    for split in ("train", "test")]  # fmt: skip
+        orders["per-caption mean rank"] = prompt_neighbour_scores(train, *captions)
+    for name in (n for n in bench.data.encoders if n in DIRECT):
+        orders[f"{name}, untuned"] = bench.nearness(sample.queries["test"], (name,))[:, sample.items]
     orders["its other noise half"] = sample.labelled(bench, judge, "test", LEARN).tau
     return [Cell(name, {m: np.asarray([v]) for m, v in bench.judge(scores, held_out.tau).items()})
             for name, scores in orders.items()]  # fmt: skip

@@ -11,15 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from byline.cli.study import STUDIES, study
+from byline.diffusion.model import DiffusionModel
 from byline.diffusion.tiny import write_tiny_pipeline
 from byline.errors import InvalidRequest
 from byline.evaluation import study_bench
+from byline.evaluation.study_losses import NINE
+from byline.features.gradient import fit_gradient_feature
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
+from byline.teachers import TeacherItem
+from byline.teachers.curvature_fit import fit_curvature
+from byline.teachers.files import curvature_name
+from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.gradient_basis import FOLDER
+from byline.teachers.natural_gradient import UnlearningSettings
+from byline.teachers.sketch_fit import fit_sketches
 
 ITEMS, QUERIES = 48, 24
 
@@ -41,6 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"item_id": ids, "caption": captions[:ITEMS], "image": pictures[:ITEMS]}),
                    place / "items.parquet")
     write_tiny_pipeline(place / "model", channels=8)
+    fit_gradient(place, [TeacherItem(i, Image.open(io.BytesIO(p)).convert("RGB"), c)
+                         for i, p, c in zip(ids.tolist(), pictures, captions, strict=False)])  # fmt: skip
     tau = -np.linalg.norm(hidden[ITEMS:, None] - hidden[None, :ITEMS], axis=2)
     halves = (tau + 0.05 * rng.standard_normal((2, *tau.shape))).astype(np.float32)
     queries = [
@@ -56,6 +69,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blocks = "".join(f"<!-- study:{n} -->\nold\n<!-- /study:{n} -->\n" for n in STUDIES)
     (place / "studies.md").write_text(f"before\n{blocks}after\n")
     return place
+
+
+def fit_gradient(place: Path, items: list[TeacherItem]) -> None:
+    """What encoder ``gradient`` needs, beside the model: curvature and a basis of a few directions."""
+    torch.set_num_threads(1)
+    model = DiffusionModel.load(place / "model")
+    latents, states = (model.encode_images([i.image for i in items]), model.encode_prompts([i.caption for i in items]))
+    curvature = fit_curvature(model, latents, states, samples=64, seed=0)
+    settings = UnlearningSettings(corpus_size=len(items), query_draws=8, item_draws=8, noise="shared",
+                                  objective="output_norm")  # fmt: skip
+    teacher = AbuPlusLinear(model, curvature, settings)
+    tokens = fit_sketches(teacher, items, dimensions=3, store=place / "sketches").tokens
+    assert tokens is not None
+    fit_gradient_feature(teacher, tokens, [], None, place / "model" / FOLDER, dimensions=12)
+    (place / "model" / curvature_name(curvature.selection)).mkdir()
+    curvature.save(place / "model" / curvature_name(curvature.selection))
 
 
 @pytest.fixture(autouse=True)
@@ -92,17 +121,25 @@ def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits
     assert page.startswith("before\n") and page.endswith("after\n") and "\nold\n" not in page
     for name, found in first.items():
         assert (place / "out" / f"{name}.png").stat().st_size > 5000
+        assert f"](figures/study-{name}.png)" in page and (place / "figures" / f"study-{name}.png").exists()
         assert all(math.isfinite(x) for x in numbers(found)), name
         assert found["command"].startswith("byline") and found["machine"]["cores"] >= 1
         assert "| per-caption mean rank" in page.partition(f"study:{name} -->")[2].partition("<!-- /")[0], name
 
-    whole = {r["name"]: r for r in first["features"]["rows"] if r["kind"] == "tuned"}["minilm+denoiser"]
-    assert whole["map6"] == next(r for r in first["pruning"]["heads"] if r["k"] == ITEMS)["map6"]
-    assert {r["name"] for r in first["losses"]["rows"]} >= {"listwise", "bce_rank"}
+    tuned = {r["name"]: r for r in first["features"]["rows"] if r["kind"] == "tuned"}
+    for name in ("minilm+denoiser", "minilm+gradient"):
+        [whole] = [r for r in first["pruning"]["heads"] if r["k"] == ITEMS and r["encoders"] == name]
+        assert tuned[name]["map6"] == whole["map6"], name
+    assert tuned["gradient"]["best_step"] == 0, "its one number is chosen, nothing is fitted"
+    losses = {r["name"]: r["searchable"] for r in first["losses"]["rows"]}
+    assert losses["listwise"] and losses["bce_rank"] and not losses[NINE]
     recalls = [r["mean"] for r in first["pruning"]["recall"] if r["feature"] == "minilm"]
     assert recalls == sorted(recalls) and recalls[-1] == 1.0
-    exact = {(r["way"], r["dimensions"]): r for r in first["dimensions"]["rows"] if r["tier"] == "float32"}
-    assert exact["separate", 16]["bytes_per_item"] > exact["separate", 8]["bytes_per_item"]
+    exact = {(r["head"], r["way"], r["dimensions"]): r for r in first["dimensions"]["rows"] if r["tier"] == "float32"}
+    for name in ("minilm+denoiser", "minilm+gradient"):
+        assert exact[name, "nested", 8]["bytes_per_item"] == exact[name, "reduced", 8]["bytes_per_item"] == 32
+    assert exact["minilm+denoiser", "separate", 8]["bytes_per_item"] == 32
+    assert ("minilm+gradient", "nested", 12 + 16 + 1) in exact, "the direct columns, the network's and the prior"
     assert {r["choice"] for r in first["labels"]["budget"]} == {"uniform", "nearest"}
     assert set(first["teachers"]["teachers"]) == {"curation", "abu_plus", "abu_plus_linear all", "trak", "d_trak"}
     assert first["teachers"]["lds"] == {"d_trak": {"mean": 0.5, "error": 0.1}}
@@ -112,6 +149,7 @@ def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits
 
     monkeypatch.setattr(study_bench, "fit_student", refuse)
     monkeypatch.setattr("byline.evaluation.study_teachers.fit_student", refuse)
+    monkeypatch.setattr("byline.evaluation.study_losses.fit_published_ordinal", refuse)
     monkeypatch.setattr("byline.teachers.item_gradients.ItemGradients.block", refuse)
     run(place, "all", "--lds", str(place / "lds.json"))
     for name in STUDIES:
