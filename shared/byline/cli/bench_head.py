@@ -4,8 +4,8 @@ Why it exists: ``byline.evaluation.bench_head`` does the measuring; here are the
 of both sides. Both get the same pairs of the same labels, on several sets of features:
 
 - the recipe as published (free slope, 4,096 pairs a step), on the kind of features it was published for;
-- the same with the sign of its slope kept, so that the comparison is not won by a sign;
-- and in small steps as well, on every set of features: few labels are few steps at the published size.
+- on every set of features with the sign of its slope kept, so that the comparison is not won by a sign, and in small
+  steps, since few labels are few steps of the published size.
 
     python -m byline.cli.bench_head --pairs nearest:500 --passes 10
 
@@ -51,6 +51,7 @@ from byline.rankings.labelled import LEARN
 log = logging.getLogger("bench-head")
 #: A trainer, and what a run of it depends on.
 Keyed = tuple[Trainer, str]
+SMALL = "published, sign kept, small steps"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A run is kept by what it depends on: another student of ours does not make the published recipe run again.
     keys = {name: keyed[1] for name, keyed in (ours | theirs).items()}
     for name in curve:
-        for share in a.shares:
+        for share in a.shares if name in ours else a.published_shares:
             part = run_name(name, share)
             every[part] = narrowed_trainer(every[name], labels.blocks, [n for n, _ in labels.blocks], share)
             keys[part] = keys[name]
@@ -95,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                                    other_half=other, seed=a.seed) for cutoff in cutoffs}  # fmt: skip
     result = figures(rows, precisions, reports, ours=list(ours), published=list(theirs), main_cutoff=a.evaluate_at,
                      seed=a.seed)
-    learning = curve_figures(rows, precisions, curve, a.shares)
+    learning = curve_figures(rows, precisions, curve, [*a.shares, *a.published_shares])
     path = a.out / "head.json"
     settings = common | {"ours": _student(a).facts(), "width": a.width, "published": asdict(_recipe(a)),
-                         "small_batch": a.small_batch}  # fmt: skip
+                         "small_batch": a.small_batch, "small_passes": a.small_passes}  # fmt: skip
     write_result(path, {**result, "learning_curve": learning, "settings": settings}, command=_command(argv),
                  seconds=kept.seconds, commit=git_commit(repository_root()), seed=a.seed)
     drawn = draw(result, path.with_suffix(".png"))
@@ -130,14 +131,14 @@ def _our_trainers(a: argparse.Namespace, blocks: tuple[tuple[str, int], ...]) ->
 
 
 def _published_trainers(a: argparse.Namespace, blocks: tuple[tuple[str, int], ...]) -> dict[str, Keyed]:
-    """The first of ``--published`` in all three variants, the others in the one that does best with few labels."""
+    """The first of ``--published`` as published too, all of them in the variant that does better with few labels."""
     recipe = _recipe(a)
-    signed = replace(recipe, slope=-1.0, constrained=True)
-    small = replace(signed, batch=a.small_batch, look_every=a.look_every * max(1, a.batch // a.small_batch))
+    small = replace(recipe, slope=-1.0, constrained=True, batch=a.small_batch, passes=a.small_passes,
+                    look_every=a.look_every * max(1, a.batch // a.small_batch))
     found: dict[str, Keyed] = {}
     for place, spec in enumerate(a.published):
-        variants = {"published": recipe, "published, sign kept": signed} if place == 0 else {}
-        for variant, settings in (variants | {"published, sign kept, small steps": small}).items():
+        variants = {"published": recipe} if place == 0 else {}
+        for variant, settings in (variants | {SMALL: small}).items():
             trainer = narrowed_trainer(published_trainer(settings, a.evaluate_at), blocks, spec.split("+"))
             found[f"{variant}, {spec}"] = trainer, _key(asdict(settings))
     return found
@@ -173,9 +174,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--published", nargs="+", metavar="SPEC", help="features of the recipe, its own first",
                         default=["efficientnet_lite0+minilm", "minilm+denoiser", "minilm+gradient"])
     parser.add_argument("--shares", type=float, nargs="*", default=[0.125, 0.25, 0.5],
-                        help="of the training queries, for the learning curve")
+                        help="of the training queries, for our learning curves")
+    parser.add_argument("--published-shares", type=float, nargs="*", default=[0.25], help="and for the recipe's")
     parser.add_argument("--only", nargs="+", help="make only runs whose name holds one of these, and no result")
-    parser.add_argument("--passes", type=int, default=2, help="of the published recipe over all pairs; it says 10")
+    parser.add_argument("--passes", type=int, default=1, help="over all pairs, of the recipe as published; it says 10")
+    parser.add_argument("--small-passes", type=int, default=2, help="and in small steps")
     parser.add_argument("--batch", type=int, default=4096, help="pairs in a step of the published recipe")
     parser.add_argument("--small-batch", type=int, default=512, help="and in a small step")
     parser.add_argument("--tower", type=int, default=768, help="width of the published tower")

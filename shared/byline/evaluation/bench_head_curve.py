@@ -65,7 +65,8 @@ def draw_curve(curve: Mapping[str, Sequence[Mapping[str, Any]]], by_cutoff: Mapp
             axes.errorbar([p["queries"] for p in points], [p["map"][cutoff] for p in points],
                           [p["standard_error"][cutoff] for p in points], color=f"C{number}", marker="o", capsize=2,
                           label=name)
-        for kind, style, label in (("raw", ":", "best raw feature"), ("ceiling", "--", "labels' ceiling")):
+        for kind, style, label in (("raw", ":", "best raw feature"), ("direct", "-.", "gradient, nothing learnt"),
+                                   ("ceiling", "--", "labels' ceiling")):
             values = [row["map"] for row in found["baselines"].values() if row["kind"] == kind]
             if values:
                 axes.axhline(max(values), color="0.4", linestyle=style, label=label)

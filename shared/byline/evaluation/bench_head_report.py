@@ -103,8 +103,9 @@ def value_at(curve: Sequence[Row], axis: str, spent: float) -> float:
 
 
 def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, seed: int) -> dict[str, Any]:
-    raw, ceiling = [row for row in report.rows if row.kind == "raw"], report.best("ceiling")
-    if not raw:
+    ceiling = report.best("ceiling")
+    unlearned = {kind: [row for row in report.rows if row.kind == kind] for kind in ("raw", "direct")}
+    if not unlearned["raw"]:
         raise LabelsNotUsable("a comparison needs at least one raw feature")
     trainers: dict[str, Any] = {}
     for name, found in precisions.items():
@@ -112,8 +113,8 @@ def _at_cutoff(precisions: Precisions, report: HeadReport, cutoff: int, seed: in
         trainers[name] = {
             "map": float(values.mean()), "standard_error": float(values.std() / values.shape[0] ** 0.5),
             "share_of_ceiling": float(values.mean() / ceiling.result.mean) if ceiling else None,
-            "gain_over_raw": {row.name: gain_json(paired_bootstrap(values, row.result.per_query, seed=seed))
-                              for row in raw},
+            **{f"gain_over_{kind}": {row.name: gain_json(paired_bootstrap(values, row.result.per_query, seed=seed))
+                                     for row in found_rows} for kind, found_rows in unlearned.items()},
         }  # fmt: skip
     return {
         "trainers": trainers,

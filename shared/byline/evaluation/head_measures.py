@@ -29,7 +29,7 @@ TOP = 100
 
 @dataclass(frozen=True)
 class Order:
-    """A way to order the items. ``scores`` [q, n], higher = earlier; ``kind``: head, raw, no_image or ceiling."""
+    """A way to order the items: ``scores`` [q, n], higher = earlier; a head, raw, direct, no_image or ceiling."""
 
     name: str
     kind: str

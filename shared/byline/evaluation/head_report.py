@@ -1,5 +1,9 @@
 """The table that says what a head is worth: beside raw features, orders without an image, and the labels' ceiling.
 
+A block that estimates influence by itself (``byline.ranker.head.DIRECT``) stands there twice: by its cosine as every
+other raw feature, and by its plain inner product, of which nothing is learnt. A head that contains it owes its labels
+only what it has beyond that.
+
 Why it exists: a mAP alone says nothing. Raw features say what one gets for free, the no-image rows what can be had
 without looking at the query, and the ceiling (one half of the teacher's noise draws against the other) how much of the
 labels is signal at all.
@@ -22,6 +26,7 @@ from byline.evaluation.baselines import (
 from byline.evaluation.bootstrap import PairedDifference, paired_bootstrap
 from byline.evaluation.head_measures import Order, gain_json
 from byline.evaluation.map import MapResult, mean_average_precision
+from byline.ranker.head import DIRECT
 from byline.ranker.labelled_set import LabelledSet
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,7 +37,7 @@ TEXT_FEATURES = frozenset({"minilm", "clip_text"})
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One way to order the items. ``kind``: head, raw, no_image or ceiling; ``head_gain`` is head minus this row."""
+    """One way to order the items: head, raw, direct, no_image or ceiling; ``head_gain`` is head minus this row."""
 
     name: str
     kind: str
@@ -95,6 +100,7 @@ def baseline_orders(held_out: LabelledSet, train: LabelledSet, blocks: Sequence[
     queries = train.query_features.mean(0)
     parts: list[FloatArray] = []
     found: list[Order] = []
+    direct: list[Order] = []
     text_columns: slice | None = None
     start = 0
     for name, width in blocks:
@@ -104,8 +110,12 @@ def baseline_orders(held_out: LabelledSet, train: LabelledSet, blocks: Sequence[
         parts.append(raw_feature_scores(held_out.query_features[:, columns], held_out.item_features[:, columns],
                                         query_mean=queries[columns]))
         found.append(Order(name, "raw", parts[-1]))
+        if name in DIRECT:
+            direct.append(Order(f"{name}, inner product", "direct",
+                                held_out.query_features[:, columns] @ held_out.item_features[:, columns].T))
     if len(parts) > 1:
         found.append(Order("+".join(name for name, _ in blocks), "raw", combined_raw_scores(parts)))
+    found += direct
     found.append(Order("global_mean_rank", "no_image", global_mean_rank_scores(train, held_out.queries)))
     if text_columns is not None:
         found.append(Order("prompt_neighbours", "no_image",

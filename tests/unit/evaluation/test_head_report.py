@@ -40,6 +40,18 @@ def test_every_kind_of_row_is_there_and_judged_on_the_same_queries():
     assert figures["map"]["raw"]["minilm"] < figures["map"]["ceiling"] < 1.0
 
 
+def test_a_block_that_is_an_estimate_by_itself_stands_there_by_its_plain_inner_product_too():
+    train, held_out, _, truth = _world()
+    report = report_head(truth, held_out, train, [("gradient", 6), ("other", 4)], cutoff=10, other_half=None, seed=0)
+    found = {row.name: row for row in report.rows if row.kind in ("raw", "direct")}
+    assert list(found) == ["gradient", "other", "gradient+other", "gradient, inner product"]
+    # Here tau is that inner product, so that the head, which is the truth, gains nothing over it, but over the cosine.
+    gain = found["gradient, inner product"].head_gain
+    assert gain is not None and gain.mean == 0.0 and found["gradient, inner product"].kind == "direct"
+    best = report.best("raw")
+    assert best is not None and best.head_gain is not None and best.head_gain.mean > 0.05
+
+
 def test_without_halves_there_is_no_ceiling_and_without_text_no_prompt_row():
     train, held_out, _, truth = _world()
     report = report_head(truth, held_out, train, [("image", 10)], cutoff=10, other_half=None, seed=0)
