@@ -32,9 +32,11 @@ CHOSEN = "abu_plus_linear cross_attention_kv 0.1 output_norm"
 PUBLISHED = "abu_plus_linear cross_attention_kv 0.1 sum"
 TEACHERS = ("abu_plus_linear,abu_linear,gradient_linear,trak,d_trak,similarity:pixels,similarity:efficientnet_lite0,"
             "similarity:minilm,similarity:denoiser")  # fmt: skip
+#: What heads see that are taught by the reference: the default student, and one without the gradient.
+HEADS = ("minilm+gradient", "minilm+denoiser")
 METHODS = ("random", "caption words", "similarity:pixels", "similarity:efficientnet_lite0", "similarity:minilm",
            "similarity:denoiser", "abu_linear cross_attention_kv 0.1 sum", "gradient_linear all sum",
-           "trak all 0.1", "d_trak all 0.1", "head")  # fmt: skip
+           "trak all 0.1", "d_trak all 0.1", *(f"head {features}" for features in HEADS))  # fmt: skip
 #: Of a printed table: a variant's name must not be broken.
 WIDTH = 150
 
@@ -73,7 +75,7 @@ def lds(
     book = open_scores(study, size, forms.split(","))
     skipped = book.ensure([name for name in teachers.split(",") if name])
     if head:
-        _ensure_head(book, reference, size)
+        _ensure_heads(book, reference, size)
     table = lds_table(done, study.item_ids, {n: book.get(n) for n in book.names()}, reference, study.settings.seed)
     Console(width=WIDTH).print(_lds_view(table, reference))
     figures = {
@@ -104,9 +106,9 @@ def counterfactual(
     study, store = open_study(settings, size, work)
     book = open_scores(study, size)
     chosen = [m for m in methods.split(",") if m] or [reference, PUBLISHED, *METHODS]
-    skipped = book.ensure_variants([m for m in chosen if m != "head"])
-    if "head" in chosen:
-        _ensure_head(book, reference, size)
+    skipped = book.ensure_variants([m for m in chosen if not m.startswith("head ")])
+    if any(m.startswith("head ") for m in chosen):
+        _ensure_heads(book, reference, size)
     tau = {m: book.get(m) for m in dict.fromkeys(chosen) if book.has(m)}
     plan = [a for a in plan_arms(tau, study.item_ids, study.prompt_likeness()) if a.group < groups]
     plan = plan[:arms] if arms else plan
@@ -157,12 +159,14 @@ def open_scores(study: Study, size: str, forms: Sequence[str] = ()) -> ScoreBook
     return ScoreBook(study, replace(settings, forms=chosen), _stages())
 
 
-def _ensure_head(book: ScoreBook, reference: str, size: str) -> None:
+def _ensure_heads(book: ScoreBook, reference: str, size: str) -> None:
     from byline.evaluation.retraining_head import HeadSettings, score_head
 
-    if not book.has("head"):
-        tiny = HeadSettings(queries=10, features="minilm+denoiser", hidden=(16,), out_dim=16, max_steps=4)
-        book.put("head", score_head(book, reference, tiny if size == "tiny" else HeadSettings()))
+    for features in HEADS:
+        if not book.has(f"head {features}"):
+            chosen = HeadSettings(features=features)
+            tiny = HeadSettings(queries=10, features=features, hidden=(16,), out_dim=16, max_steps=4, basis_draws=2)
+            book.put(f"head {features}", score_head(book, reference, tiny if size == "tiny" else chosen))
 
 
 def _facts(study: Study) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def test_a_killed_pass_resumes_to_the_same_bits(book: ScoreBook, tmp_path: Path)
 
 
 def test_a_head_learns_from_the_studys_teacher_and_scores_its_queries(book: ScoreBook) -> None:
-    settings = HeadSettings(queries=8, features="denoiser", hidden=(8,), out_dim=8, max_steps=2)
+    settings = HeadSettings(queries=8, features="denoiser+gradient", hidden=(8,), out_dim=8, max_steps=2, basis_draws=2)
     scores = score_head(book, "abu_plus_linear all 0.1 sum", settings)
     assert scores.shape == (3, len(book.study.items))
     assert np.isfinite(scores).all() and scores.std() > 0
+    again = score_head(book, "abu_plus_linear all 0.1 sum", settings)  # by the basis that was kept
+    np.testing.assert_allclose(again, scores, rtol=1e-4, atol=1e-5)
