@@ -175,7 +175,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         default=["efficientnet_lite0+minilm", "minilm+denoiser", "minilm+gradient"])
     parser.add_argument("--shares", type=float, nargs="*", default=[0.125, 0.25, 0.5],
                         help="of the training queries, for our learning curves")
-    parser.add_argument("--published-shares", type=float, nargs="*", default=[0.25], help="and for the recipe's")
+    parser.add_argument("--published-shares", type=float, nargs="*", default=[0.125, 0.25], help="and for the recipe's")
     parser.add_argument("--only", nargs="+", help="make only runs whose name holds one of these, and no result")
     parser.add_argument("--passes", type=int, default=1, help="over all pairs, of the recipe as published; it says 10")
     parser.add_argument("--small-passes", type=int, default=2, help="and in small steps")

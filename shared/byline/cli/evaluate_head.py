@@ -185,12 +185,15 @@ def _labels_for(named: NamedHead, first: NamedHead, engine: Engine | None, setti
 
 
 def _fitted_scores(judged: JudgedLabels, cutoff: int, seed: int) -> FloatArray:
-    from byline.evaluation.study_student import StudentSettings, fit_student
+    from byline.evaluation.study_student import StudentSettings, fit_student, narrowed
 
     if judged.validation is None:
         raise LabelsNotUsable("a head fitted here stops by validation queries, and there are none; name one by --head")
-    settings = StudentSettings(evaluate_at=cutoff)
-    return fit_student(judged.train, judged.validation, judged.blocks, settings, seed).scores(judged.held_out)
+    settings, width = StudentSettings(evaluate_at=cutoff), load_settings().trainer_width
+    student = fit_student(judged.train, judged.validation, judged.blocks, settings, seed)
+    if student.width > width:  # as the trainer would serve it
+        student = narrowed(student, width, judged.train, judged.validation, settings)
+    return student.scores(judged.held_out)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
