@@ -56,7 +56,7 @@ bench-teacher: setup ## The teacher beside its published form: cost at equal agr
 bench-index: setup ## Index tiers beside the bare FAISS call and plain scans, 10k and 100k embeddings (20 minutes on one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_index
 
-bench-head: setup ## Our head's trainer beside the published recipe: time and held-out mAP (half an hour on one quiet core)
+bench-head: setup ## Our head's trainer beside the published recipe: time and held-out mAP (20 minutes of one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_head
 
 bench-lookup: setup ## The fast tier end to end over gRPC at 120k x 768, real servers and services (20 minutes on two quiet cores)

@@ -129,7 +129,10 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> bool:
-    """Validation mAP over CPU seconds and over pairs, a line per run; False where matplotlib is not installed."""
+    """Validation mAP over CPU seconds and over pairs, a line per run of those that are compared with each other.
+
+    False where matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -137,8 +140,9 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    names = list(dict.fromkeys(row["trainer"] for row in result["rows"]))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.2), sharey=True)
+    compared = result["comparisons"]
+    names = list(dict.fromkeys([found["ours"] for found in compared] + [found["published"] for found in compared]))
     for number, name in enumerate(names):
         runs = [row for row in result["rows"] if row["trainer"] == name]
         for place, row in enumerate(runs):
@@ -151,8 +155,8 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
         axes.set(xscale="log", xlabel=text)
         axes.grid(True, which="both", alpha=0.3)
     left.set_ylabel(f"validation mAP({result['map']['L']})")
-    left.legend(fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
