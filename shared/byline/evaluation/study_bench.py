@@ -54,6 +54,8 @@ class StudySize:
     cutoffs: tuple[int, ...] = (20, 100, 500)
     seeds: int = 1
     student: StudentSettings = StudentSettings()
+    #: A loss whose scale is the ranking's own, beside the student's: how few candidates teach depends on it.
+    rank_loss: str = "bce_rank"
     nearest: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4)
     candidates: tuple[float, ...] = (0.025, 0.1, 0.4)
     exploration: tuple[float, ...] = (0.0, 0.1)
@@ -183,6 +185,14 @@ class Bench:
             kept = make() | {"facts": json.loads(text)}
             self.rows.put(key, kept)
         return kept
+
+    @property
+    def arms(self) -> dict[str, Fit]:
+        """The heads whose labels are varied: the network under both losses, and the one that is served."""
+        size, student = self.size, self.student
+        fits = [Fit(replace(student, loss=size.rank_loss), size.network), Fit(student, size.network),
+                Fit(student, size.served)]  # fmt: skip
+        return {f"{'+'.join(fit.encoders)}, {fit.student.loss}": fit for fit in fits}
 
     # -- judging ----------------------------------------------------------------------------------
 

@@ -172,23 +172,37 @@ def markdown(found: Mapping[str, Any]) -> str:
                  for head in dict.fromkeys(r["head"] for r, _ in pairs)}  # fmt: skip
         said = ", ".join(f"{head} {change:+.3f}" for head, change in worst.items())
         lines.append(f"{tier} codes take {size:.1f} times less than {exact}; {main} moves at worst by: {said}.")
-    cells = [[r["head"], str(r["dimensions"]), r["way"], r["tier"], *(number(r[m]) for m in found["measures"]),
-              f"{r['bytes_per_item']:.0f}", _times(r["search_ms"])]
-             for r in sorted(rows, key=lambda r: (r["head"], -r["dimensions"], r["way"], tiers.index(r["tier"])))
-             if r["way"] == "nested" or r["tier"] == exact]  # fmt: skip
-    cells += [[r["name"], "", r["kind"], "", *(number(r[m]) for m in found["measures"]), "", ""]
-              for r in found["baselines"]]  # fmt: skip
-    columns = ["head", "width", "way", "storage", *found["measures"], "bytes an item",
-               f"search of {found['timing_items']:,} p50 / p99, ms"]  # fmt: skip
-    scale = [[str(r["dimensions"]), f"`{r['tier']}`", f"{r['bytes_per_item']:.0f}", f"{r['stored_bytes_per_item']:.0f}",
-              f"{r['p50']:.2f} / {r['p99']:.2f}"] for r in found["served"]]  # fmt: skip
-    two = table(["width", "tier as served", "bytes an item in memory", "on disk",
-                 f"search of {found['timing_items']:,} p50 / p99, ms"], scale)  # fmt: skip
-    return " ".join(lines) + f"\n\n{table(columns, cells)}\n\n{two}"
+    cells = [[r["head"], str(r["dimensions"]), r["way"], *(number(r[m]) for m in found["measures"]),
+              f"{r['bytes_per_item']:.0f}"]
+             for r in sorted(exacts.values(), key=lambda r: (r["head"], -r["dimensions"], r["way"]))]  # fmt: skip
+    cells += [[r["name"], "", r["kind"], *(number(r[m]) for m in found["measures"]), ""] for r in found["baselines"]]
+    one = table(["head", "width", "way", *found["measures"], f"bytes an item, {exact}"], cells)
+    at = {(r["head"], r["dimensions"], r["tier"]): r for r in rows if r["way"] == "nested"}
+    places = sorted({(head, width) for head, width, _ in at}, key=lambda p: (p[0], -p[1]))
+    two = table(["head, nested", "width", *(f"{main} by {tier}, bytes" for tier in tiers)],
+                [[head, str(width), *(f"{number(at[head, width, tier][main])}, "
+                                      f"{at[head, width, tier]['bytes_per_item']:.0f}" for tier in tiers)]
+                 for head, width in places])  # fmt: skip
+    return " ".join(lines) + f"\n\n{one}\n\n{two}\n\n{_speeds(found)}"
 
 
-def _times(spent: Mapping[str, float] | None) -> str:
-    return f"{spent['p50']:.2f} / {spent['p99']:.2f}" if spent else ""
+def _speeds(found: Mapping[str, Any]) -> str:
+    """By width: a bare FAISS scan of each storage, then the tiers of the index with what they take."""
+    bare: dict[int, dict[str, str]] = {}
+    for r in found["rows"]:
+        if r["search_ms"]:
+            bare.setdefault(r["dimensions"], {})[r["tier"]] = _times(r["search_ms"])
+    served = {(r["dimensions"], r["tier"]): r for r in found["served"]}
+    names = list(dict.fromkeys(r["tier"] for r in found["served"]))
+    head = [f"search of {found['timing_items']:,}, p50 / p99 ms", *(f"{t}, bare" for t in found["tiers"]),
+            *(f"`{n}` as served; bytes in memory" for n in names)]  # fmt: skip
+    return table(head, [[str(w), *(bare[w][t] for t in found["tiers"]),
+                         *(f"{_times(served[w, n])}; {served[w, n]['bytes_per_item']:.0f}" for n in names)]
+                        for w in sorted(bare, reverse=True)])  # fmt: skip
+
+
+def _times(spent: Mapping[str, float]) -> str:
+    return f"{spent['p50']:.2f} / {spent['p99']:.2f}"
 
 
 def draw(found: Mapping[str, Any], path: Path) -> bool:

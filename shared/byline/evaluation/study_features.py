@@ -136,7 +136,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     served = at["tuned", tuple(found["served"])]
     lines.append(sentence(f"The head that is served ({served['name']})",
                           f"the best untuned order ({found['best_untuned']})", served["over_best_untuned"][main], main))
-    lines.append(sentence("It", f"the best without the gradient that these studies use ({'+'.join(found['network'])})",
+    network = "+".join(found["network"])
+    lines.append(sentence(served["name"], f"the head of the other studies that does not see the gradient ({network})",
                           found["served_over_network"], main))
     cells = []
     for r in sorted(rows, key=lambda r: -r[main]["mean"]):

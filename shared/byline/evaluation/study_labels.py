@@ -21,7 +21,7 @@ TITLE = "Labels: queries × candidates at one budget, and the rate of outside ne
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """For the network alone and for the head that is served: ``growth``, whole rankings of more and more queries;
+    """For every arm of the bench: ``growth``, whole rankings of more and more queries;
     ``budget``, a fixed number of pairs, split differently, with uniform and with nearest candidates; ``negatives``,
     rates of outside negatives on pruned candidates."""
     data, size = bench.data, bench.size
@@ -29,8 +29,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     measures = maps(bench)
     main = measures[len(measures) // 2]
     growth, budget, negatives = [], [], []
-    for encoders in (size.network, size.served):
-        base = Fit(bench.student, encoders)
+    for base in bench.arms.values():
         growth += _growth(bench, base, total, n)
         budget += _budget(bench, base, total, n, main)
         negatives += _negatives(bench, base, n, main)
@@ -52,7 +51,7 @@ def _pruned(bench: Bench, n: int) -> int:
 
 
 def _row(bench: Bench, what: str, fit: Fit, **facts: Any) -> tuple[Cell, dict[str, Any]]:
-    name = "+".join(fit.encoders)
+    name = f"{'+'.join(fit.encoders)}, {fit.student.loss}"
     cell = bench.fitted(f"{name}, {what}", fit)
     return cell, cell.to_json() | {"encoders": name} | facts
 
@@ -79,7 +78,7 @@ def _budget(bench: Bench, base: Fit, total: int, n: int, main: str) -> list[dict
 def _negatives(bench: Bench, base: Fit, n: int, main: str) -> list[dict[str, Any]]:
     cells = {}
     for rate in sorted(bench.size.negatives):
-        fit = replace(base, student=replace(bench.student, outside_share=rate), candidates=_pruned(bench, n))
+        fit = replace(base, student=replace(base.student, outside_share=rate), candidates=_pruned(bench, n))
         cells[rate] = _row(bench, f"negatives {rate:.0%}", fit, rate=rate)
     none = cells[min(cells)][0]
     return [found | {"over_none": gain(cell.minus(none, main)) if cell is not none else None}

@@ -8,6 +8,7 @@ and the random exploration share can be seen at work: as training data, and as a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,22 @@ def measure(bench: Bench) -> dict[str, Any]:
             figure = Figure.of(recall_at(near, tau, top, k).tolist())
             recall.append({"feature": "+".join(encoders), "k": k, "share": k / n, "mean": figure.mean,
                            "error": figure.standard_error})  # fmt: skip
-    heads = [row for encoders in (size.network, size.served) for row in _heads(bench, encoders, main)]
+    heads = [row for name, base in bench.arms.items() for row in _heads(bench, name, base, main)]
     return {"recall": recall, "heads": heads, "estimates": _estimates(bench, grid, top), "top": top, "items": n,
             "main": main, "measures": list(measures), "estimated_by": list(size.network),
             "baselines": [c.to_json() | {"kind": kind} for kind, c in baselines(bench)]}  # fmt: skip
 
 
-def _heads(bench: Bench, encoders: tuple[str, ...], main: str) -> list[dict[str, Any]]:
+def _heads(bench: Bench, name: str, base: Fit, main: str) -> list[dict[str, Any]]:
     """Heads on all items first, then on K candidates that the same encoders choose."""
-    n, name = len(bench.data.items), "+".join(encoders)
-    whole = bench.fitted(f"{name}, all items", Fit(bench.student, encoders))
+    n = len(bench.data.items)
+    whole = bench.fitted(f"{name}, all items", base)
     rows = [whole.to_json() | {"encoders": name, "k": n, "explored": 0.0, "whole_minus_this": None,
                                "over_unexplored": None}]  # fmt: skip
     for k in sorted({max(2, round(share * n)) for share in bench.size.candidates}):
         cells = {}
         for share in bench.size.exploration:
-            fit = Fit(bench.student, encoders, candidates=k, explored=share)
+            fit = replace(base, candidates=k, explored=share)
             cells[share] = bench.fitted(f"{name}, K={k}, {share:.0%} explored", fit)
         for share, cell in cells.items():
             over = gain(cell.minus(cells[0.0], main)) if share and 0.0 in cells else None

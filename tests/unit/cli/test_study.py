@@ -128,7 +128,7 @@ def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits
 
     tuned = {r["name"]: r for r in first["features"]["rows"] if r["kind"] == "tuned"}
     for name in ("minilm+denoiser", "minilm+gradient"):
-        [whole] = [r for r in first["pruning"]["heads"] if r["k"] == ITEMS and r["encoders"] == name]
+        [whole] = [r for r in first["pruning"]["heads"] if r["k"] == ITEMS and r["encoders"] == f"{name}, listwise"]
         assert tuned[name]["map6"] == whole["map6"], name
     assert tuned["gradient"]["best_step"] == 0, "its one number is chosen, nothing is fitted"
     losses = {r["name"]: r["searchable"] for r in first["losses"]["rows"]}
