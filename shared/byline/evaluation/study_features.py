@@ -47,7 +47,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         for kind, cells in (("untuned", untuned), ("tuned", tuned)):
             row = cells[subset].to_json() | {"kind": kind, "encoders": list(subset)}
             if len(subset) > 1:
-                part = max(((n,) for n in subset), key=lambda s: known[kind][s])  # type: ignore[index]
+                part = max(((n,) for n in subset), key=lambda s: known[kind][s])
                 row["best_part"] = part[0]
                 row["over_best_part"] = {m: gain(cells[subset].minus(cells[part], m)) for m in maps(bench)}
             if kind == "tuned":

@@ -13,7 +13,7 @@ from typing import Any
 
 from byline.evaluation.study_bench import Bench, Cell, Fit
 from byline.evaluation.study_features import baselines, maps, untuned_scores
-from byline.evaluation.study_report import curves, gain, number, sentence, table
+from byline.evaluation.study_report import curves, gain, number, sentence, start, table
 from byline.ranker.head import DIRECT
 
 NAME = "labels"
@@ -111,7 +111,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows += [[r["name"], r["kind"], r] for r in found["baselines"]]
     return " ".join(lines) + "\n\n" + table(
         ["head", "queries × candidates", *found["measures"], "top-1", "recall"],
-        [[head, name, *(number(r[m]) for m in found["measures"]), number(r["top1"]), number(r["recall"])]
+        [[head + start(r), name, *(number(r[m]) for m in found["measures"]), number(r["top1"]), number(r["recall"])]
          for head, name, r in rows],
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from byline.evaluation.recall import recall_at
 from byline.evaluation.study_bench import Bench, Fit, choose
 from byline.evaluation.study_data import JUDGE
 from byline.evaluation.study_features import baselines, maps
-from byline.evaluation.study_report import curves, gain, number, sentence, table
+from byline.evaluation.study_report import curves, gain, number, sentence, start, table
 from byline.ranker.labelled_set import influence_ranks
 
 NAME = "pruning"
@@ -114,8 +114,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     one = table([f"recall of the top {found['top']}", *(f"K = {k}" for k in ks)],
                 [[f, *(number(at[f, k]) for k in ks)] for f in features])  # fmt: skip
     two = table(["head", "K", "explored", *found["measures"], "top-1", "recall"],
-                [[r["encoders"], str(r["k"]), f"{r['explored']:.0%}", *(number(r[m]) for m in found["measures"]),
-                  number(r["top1"]), number(r["recall"])] for r in heads]
+                [[r["encoders"] + start(r), str(r["k"]), f"{r['explored']:.0%}",
+                  *(number(r[m]) for m in (*found["measures"], "top1", "recall"))] for r in heads]
                 + [[r["name"], "", r["kind"], *(number(r[m]) for m in found["measures"]), number(r["top1"]),
                     number(r["recall"])] for r in found["baselines"]])  # fmt: skip
     return " ".join(lines) + f"\n\n{one}\n\n{two}"

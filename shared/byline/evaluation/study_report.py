@@ -36,6 +36,11 @@ def sentence(one: str, other: str, difference: Mapping[str, float], measure: str
             f"p = {difference['p_value']:.4f}.")  # fmt: skip
 
 
+def start(row: Mapping[str, Any]) -> str:
+    """Marks a head of which no step was better than the untrained one, which therefore it is."""
+    return " (start)" if row.get("best_step") == 0 else ""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

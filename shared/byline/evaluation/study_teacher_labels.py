@@ -106,7 +106,7 @@ class LabelMaker:
         labels: dict[str, FloatArray] = {
             name: (np.ascontiguousarray(t.transpose(1, 2, 0)) / n).astype(np.float32) for name, t in tau.items()
         }
-        return labels | {"trak": kernel_scores(found[:, :, 2 * q :], phi, self.settings.damping)}
+        return labels | {"trak": repeated(found[:, :, 2 * q :], phi, self.settings.damping)}
 
     def _directions(
         self, layers: dict[str, EditableLayer], text: dict[str, EditableLayer], kv: Curvature, every: Curvature
@@ -155,7 +155,7 @@ class LabelMaker:
         rows = self._store(f"{objective}-items", (len(self.items), 2, projection.dimensions), np.float32, "")
         for place, block in self._blocks(layers, objective, rows.written, "gradients of items, output's norm"):
             rows.put(place, projected(block))
-        return kernel_scores(np.asarray(rows.rows), np.asarray(asked.rows), self.settings.damping)
+        return repeated(np.asarray(rows.rows), np.asarray(asked.rows), self.settings.damping)
 
     # -- passes -----------------------------------------------------------------------------------
 
@@ -232,6 +232,17 @@ def kernel_scores(items: FloatArray, queries: FloatArray, damping: float) -> Flo
     gram[np.diag_indices_from(gram)] += damping * np.trace(gram) / len(gram)
     found = [np.linalg.solve(gram, queries[:, h].T.astype(np.float64)).T @ items[:, h].T for h in (0, 1)]
     return np.stack(found).astype(np.float32)
+
+
+def repeated(items: FloatArray, queries: FloatArray, damping: float) -> FloatArray:
+    """As ``kernel_scores``, but each half has a kernel of its own: the method twice, on disjoint noise.
+
+    With fewer items than dimensions the kernel of both halves' mean m is no judge of a repetition: the halves are
+    m + d and m - d, d lies where m does not and the kernel damps nothing there, so the two scores oppose each other
+    (Spearman -.92 measured on 300 items).
+    """
+    halves = [kernel_scores(items[:, [h, h]], queries[:, [h, h]], damping)[0] for h in (0, 1)]
+    return np.stack(halves)
 
 
 def _places(layers: dict[str, EditableLayer]) -> dict[str, slice]:

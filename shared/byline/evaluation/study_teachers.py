@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from byline.evaluation.baselines import global_mean_rank_scores, prompt_neighbou
 from byline.evaluation.head_report import TEXT_FEATURES
 from byline.evaluation.study_bench import Bench, Cell, cell_of
 from byline.evaluation.study_data import JUDGE, LEARN
-from byline.evaluation.study_report import matrices, number, table
-from byline.evaluation.study_student import fit_student
+from byline.evaluation.study_report import matrices, number, start, table
+from byline.evaluation.study_student import StudentSettings, fit_student
 from byline.evaluation.study_teacher_labels import LabelMaker, LabelSettings
 from byline.ranker.head import DIRECT
 from byline.ranker.labelled_set import LabelledSet
@@ -63,13 +63,13 @@ def measure(bench: Bench, lds: Path | None = None) -> dict[str, Any]:
     sample = draw_sample(bench)
     names = list(sample.tau)
     cutoffs = [c for c in bench.size.cutoffs if c < len(sample.items) / 2]
-    main = f"map{cutoffs[-1] if len(cutoffs) < 2 else cutoffs[1]}"
+    main = f"map{cutoffs[0]}"
     test = {n: sample.labelled(bench, n, "test", JUDGE) for n in names}
     top = min(100, len(sample.items) // 4)
     agreement = [_agree(a, b, sample, top) for a in names for b in names]
     heads = []
     for learnt in names:
-        rows = [bench.row({"teachers": _identity(bench), "learnt": learnt, "student": bench.student.facts(),
+        rows = [bench.row({"teachers": _identity(bench), "learnt": learnt, "student": _student(bench).facts(),
                            "encoders": bench.size.network, "seed": s},
                           lambda n=learnt, s=s: _fit(bench, sample, n, s)) for s in bench.seeds]  # type: ignore[misc]  # fmt: skip
         bench.report("heads of teachers", names.index(learnt) + 1, len(names))
@@ -102,9 +102,16 @@ def draw_sample(bench: Bench) -> Sample:
     return Sample(items, queries, {CURATION: data.tau[:, rows][:, :, items], **maker.make()})
 
 
+def _student(bench: Bench) -> StudentSettings:
+    """The loss whose scale is the ranking's own: the listwise one's is a number of items, too many of so small a part
+    of a corpus (study *pruning*). Judged while it learns by the smallest cut-off for the same reason."""
+    return replace(bench.student, loss=bench.size.rank_loss, evaluate_at=bench.size.cutoffs[0])
+
+
 def _identity(bench: Bench) -> list[object]:
     size = bench.size
-    return [size.teacher_items, size.teacher_queries, size.draws, size.query_draws, size.curvature_samples, bench.seed]
+    return ["kernels apart", size.teacher_items, size.teacher_queries, size.draws, size.query_draws,
+            size.curvature_samples, bench.seed]  # fmt: skip
 
 
 def _agree(one: str, other: str, sample: Sample, top: int) -> dict[str, Any]:
@@ -122,7 +129,7 @@ def _fit(bench: Bench, sample: Sample, teacher: str, seed: int) -> dict[str, Any
     teachers itself (K/V, output's norm), and a head with it would follow that one whatever it is taught."""
     student = fit_student(
         sample.labelled(bench, teacher, "train", LEARN), sample.labelled(bench, teacher, "validation", JUDGE),
-        bench.data.blocks_of(bench.size.network), bench.student, seed,
+        bench.data.blocks_of(bench.size.network), _student(bench), seed,
     )  # fmt: skip
     judged = {}
     for judge in sample.tau:
@@ -137,9 +144,9 @@ def _baselines(bench: Bench, sample: Sample, judge: str, held_out: LabelledSet) 
     orders = {"global mean rank": global_mean_rank_scores(train, held_out.queries)}
     text = [name for name in bench.data.encoders if name in TEXT_FEATURES][:1]
     if text:
-        captions = [bench.data.query_features[np.ix_(sample.queries[split], bench.data.columns(text))]
-                    for split in ("train", "test")]  # fmt: skip
-        orders["per-caption mean rank"] = prompt_neighbour_scores(train, *captions)
+        known, asked = (bench.data.query_features[np.ix_(sample.queries[split], bench.data.columns(text))]
+                        for split in ("train", "test"))  # fmt: skip
+        orders["per-caption mean rank"] = prompt_neighbour_scores(train, known, asked)
     for name in (n for n in bench.data.encoders if n in DIRECT):
         orders[f"{name}, untuned"] = bench.nearness(sample.queries["test"], (name,))[:, sample.items]
     orders["its other noise half"] = sample.labelled(bench, judge, "test", LEARN).tau
@@ -177,7 +184,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         rows.append([judge, *(f"{agree[judge, n]['spearman']['mean']:.2f} / {agree[judge, n]['overlap']['mean']:.2f}"
                               for n in names), number(lds) if lds else ""])  # fmt: skip
     one = table([f"Spearman / overlap@{found['top']}", *names, "LDS"], rows)
-    orders = [(f"head of {n}", [heads[n, j] for j in names]) for n in names]
+    orders = [(f"head of {n}{start(heads[n, n])}", [heads[n, j] for j in names]) for n in names]
     orders += [(n, [base[n, j] for j in names]) for n in dict.fromkeys(r["name"] for r in found["baselines"])]
     cells = [[name, *(f"{number(r[main])}; {r['top1']['mean']:.2f}" for r in row)] for name, row in orders]
     two = table([f"{main}; top-1 recall", *(f"judged by {n}" for n in names)], cells)

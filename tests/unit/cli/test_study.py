@@ -41,7 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
     hidden = rng.uniform(size=(ITEMS + QUERIES, 2))
-    pictures, captions = [], []
+    pictures: list[bytes] = []
+    captions: list[str] = []
     for shade, word in hidden:
         out = io.BytesIO()
         pixels = np.clip(rng.normal(255 * shade, 20, (8, 8, 3)), 0, 255)

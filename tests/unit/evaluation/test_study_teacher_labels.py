@@ -11,9 +11,9 @@ from PIL import Image
 
 from byline.diffusion.model import DiffusionModel
 from byline.diffusion.tiny import write_tiny_pipeline
-from byline.evaluation.study_teacher_labels import LabelMaker, LabelSettings, kernel_scores
+from byline.evaluation.study_teacher_labels import LabelMaker, LabelSettings, kernel_scores, repeated
 from byline.teachers.files import TeacherFiles
-from byline.teachers.item_gradients import ItemGradients
+from byline.teachers.item_gradients import ItemGradients, Objective
 from byline.teachers.projected import ProjectedGradientTeacher
 from byline.teachers.ranking import TeacherItem, TeacherQuery
 from byline.teachers.recipes import Fitting
@@ -56,7 +56,8 @@ def test_both_halves_of_the_first_order_teachers_are_the_registered_ones(maker: 
 
 def test_projections_and_kernel_are_those_of_the_registered_teacher(maker: LabelMaker, tmp_path: Path) -> None:
     maker.make()
-    for method, objective in (("trak", "denoising"), ("d_trak", "output_norm")):
+    kinds: tuple[tuple[str, Objective], ...] = (("trak", "denoising"), ("d_trak", "output_norm"))
+    for method, objective in kinds:
         teacher = ProjectedGradientTeacher(
             method, objective, maker.model, TeacherFiles(tmp_path / method), SETTINGS.unlearning(11),
             "cross_attention_kv",
@@ -81,6 +82,15 @@ def test_equal_query_halves_leave_the_mean_of_the_item_halves() -> None:
     kernel = mean.T @ mean
     kernel += 0.1 * np.trace(kernel) / 6 * np.eye(6)
     assert np.allclose(found.mean(0), query[:, 0] @ np.linalg.inv(kernel) @ mean.T, atol=1e-5)
+
+
+def test_a_repetition_of_a_kernel_on_few_items_agrees_with_itself() -> None:
+    rng = np.random.default_rng(0)
+    items, queries = (rng.normal(size=(n, 1, 80)) + 0.5 * rng.normal(size=(n, 2, 80)) for n in (20, 5))
+    halves = repeated(items.astype(np.float32), queries.astype(np.float32), 0.1)
+    alone = kernel_scores(items[:, [1, 1]].astype(np.float32), queries[:, [1, 1]].astype(np.float32), 0.1)
+    assert np.allclose(halves[1], alone[1])
+    assert np.corrcoef(halves[0].ravel(), halves[1].ravel())[0, 1] > 0.3
 
 
 def test_a_second_call_reads_what_the_first_kept(maker: LabelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
