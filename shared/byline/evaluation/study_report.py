@@ -150,7 +150,7 @@ def _finish(figure: Any, axes: Sequence[Any], path: Path, ylabel: str) -> bool:
         ax.set_ylabel(ylabel)
         lines = len(ax.get_legend_handles_labels()[0])
         if lines > 5:  # beside the curves, not on them
-            ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2)
+            ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2)
         elif lines:
             ax.legend(fontsize=7)
     figure.tight_layout()
