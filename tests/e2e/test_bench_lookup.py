@@ -16,7 +16,7 @@ def test_the_whole_bench_on_a_small_release(tmp_path: Path) -> None:
     bench_lookup.main(
         ["--items", "300", "--dim", "32", "--base", "6", "--queries", "16", "--index", "SQ8,RFlat", "--withdrawn", "5",
          "--features", "efficientnet_lite0", "--seconds", "1", "--rates", "10", "--clients", "2", "--repeats", "2",
-         "--patience", "0", "--teacher-items", "12", "--teacher-queries", "1", "--teacher-draws", "8",
+         "--patience", "0", "--teacher-items", "64", "--teacher-queries", "1", "--teacher-draws", "8",
          "--out", str(tmp_path)]
     )  # fmt: skip
     result = json.loads((tmp_path / "lookup.json").read_text())

@@ -101,8 +101,9 @@ class HeadConfig:
         return self.width or self.full_dim
 
     @classmethod
-    def of_encoders(cls, names: Sequence[str], dims: Sequence[int], hidden: tuple[int, ...], out_dim: int,
-                    width: int = 0) -> HeadConfig:
+    def of_encoders(
+        cls, names: Sequence[str], dims: Sequence[int], hidden: tuple[int, ...], out_dim: int, width: int = 0
+    ) -> HeadConfig:
         """The head for the encoders of a FeatureSpec: those of ``DIRECT`` beside the network, the others through it."""
         direct = next((name for name in names if name in DIRECT), "")
         blocks = feature_blocks(names, dims)
@@ -184,8 +185,9 @@ class Head(nn.Module):
             if self.residual is not None and self.output is not None:
                 self.output.weight.zero_()
                 self.output.bias.zero_()
-                self.residual.copy_(_start_projection(self._raw(self._standardise(items, self.item_mean)),
-                                                      self.config.out_dim))
+                self.residual.copy_(
+                    _start_projection(self._raw(self._standardise(items, self.item_mean)), self.config.out_dim)
+                )
 
     def query_embedding(self, features: Tensor) -> Tensor:
         """The network's part for queries, differentiable: [b, in] → [b, out_dim, and one for the item prior]."""
@@ -246,11 +248,12 @@ class Head(nn.Module):
         products = self.embed_queries(query_features, batch) @ self.embed_items(item_features, batch).T
         return np.asarray(products, dtype=np.float32)
 
-    def set_exponent(self, exponent: float, item_features: FloatArray, query_features: FloatArray) -> None:
-        """The direct part's power (``byline.ranker.direct``), for features of items [n, in] and queries [q, in]."""
+    def set_powers(self, exponent: float, temper: float, item_features: FloatArray, query_features: FloatArray) -> None:
+        """The direct part's powers (``byline.ranker.direct``), for features of items [n, in] and queries [q, in]."""
         if self.direct is not None:
-            self.direct.set_exponent(exponent, *(self._direct_columns(torch.from_numpy(np.array(f, dtype=np.float32)))
-                                                 for f in (item_features, query_features)))  # fmt: skip
+            items, queries = (self._direct_columns(torch.from_numpy(np.array(f, dtype=np.float32)))
+                              for f in (item_features, query_features))  # fmt: skip
+            self.direct.set_powers(exponent, temper, items, queries)
 
     def direct_scores(self, query_features: FloatArray, item_features: FloatArray) -> FloatArray:
         """What the direct part alone predicts [q, n]; zeros without one."""
@@ -292,8 +295,11 @@ class Head(nn.Module):
 
     def _rows(self, features: FloatArray, batch: int, forward: Callable[[Tensor], Tensor]) -> FloatArray:
         if features.ndim != 2 or features.shape[1] != self.config.in_dim:
-            raise FeatureMismatch(f"the head takes rows of {self.config.in_dim} features, got {features.shape}",
-                                  expected=self.config.in_dim, got=features.shape)
+            raise FeatureMismatch(
+                f"the head takes rows of {self.config.in_dim} features, got {features.shape}",
+                expected=self.config.in_dim,
+                got=features.shape,
+            )
         was_training = self.training
         self.eval()
         with torch.no_grad():

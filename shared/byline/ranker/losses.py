@@ -48,8 +48,9 @@ class RankingLoss(nn.Module, ABC):
         return functional.softplus(self.raw_slope)
 
     @abstractmethod
-    def forward(self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Mean loss over the pairs (or lists) of the batch."""
 
 
@@ -62,8 +63,9 @@ class RankCrossEntropy(RankingLoss):
         super().__init__(slope)
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Binary cross-entropy of σ(slope·score + bias) against 1 − rank/total."""
         logits = self.slope * scores + self.bias
         target = influence(ranks, totals, scores.dtype)
@@ -84,8 +86,9 @@ class RankSquaredError(RankingLoss):
         super().__init__(slope)
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Mean squared difference, in [0, 1]."""
         predicted = torch.sigmoid(self.slope * scores + self.bias)
         return _mean_over_pairs((predicted - influence(ranks, totals, scores.dtype)).square(), mask, weights)
@@ -118,8 +121,9 @@ class OrdinalThresholds(RankingLoss):
         """θ [T], strictly increasing: gaps are positive by construction."""
         return torch.cat([self.first, self.first + functional.softplus(self.raw_gaps).cumsum(0)])
 
-    def forward(self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Binary cross-entropy over the levels, their mean."""
         logits = (self.slope * scores)[..., None] - self.thresholds  # [b, m, T]
         levels = self.get_buffer("levels")
@@ -129,18 +133,27 @@ class OrdinalThresholds(RankingLoss):
 
 
 class TopWeightedListwise(RankingLoss):
-    """``listwise``: cross-entropy of the softmax over candidates against exp(−rank/temperature), normalised."""
+    """``listwise``: cross-entropy of the softmax over candidates against exp(−rank/temperature), normalised.
+
+    The temperature is a number of ranks, and never more than ``LARGEST_SHARE`` of the ranking: among a few hundred
+    candidates 100 ranks is nearly all of them, and a head that is told so learns nothing (``byline study pruning``).
+    """
 
     name = "listwise"
+    #: Of 0.04 and 0.1 the better one for 251 candidates (docs/studies.md, *pruning*).
+    LARGEST_SHARE: ClassVar[float] = 0.1
 
     def __init__(self, slope: float = 10.0, temperature: float = 100.0) -> None:
         super().__init__(slope)
         self.temperature = temperature
 
-    def forward(self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, ranks: Tensor, totals: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Mean over queries; a query without a counted candidate contributes nothing."""
-        shares = torch.exp(-ranks.to(scores.dtype) / self.temperature) * mask.to(scores.dtype)
+        most = self.LARGEST_SHARE * totals.to(scores.dtype).clamp_min(1.0)
+        temperature = most.clamp_max(self.temperature)[:, None]  # [b, 1]
+        shares = torch.exp(-ranks.to(scores.dtype) / temperature) * mask.to(scores.dtype)
         if weights is not None:
             shares = shares * weights.to(scores.dtype)
         mass = shares.sum(1, keepdim=True)

@@ -126,6 +126,20 @@ def test_labels_that_are_all_noise_are_weighed_finitely():
     assert np.isfinite(reliability_weights(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))).all()
 
 
+def test_a_list_of_a_few_candidates_still_has_a_top():
+    """A fixed temperature of 100 ranks told the head that all of 60 candidates matter alike, and it learnt nothing."""
+    loss = make_loss("listwise", top=100)
+    ranks, mask = torch.arange(60)[None], torch.ones(1, 60, dtype=torch.bool)
+    pulls = []
+    for total in (60, 6000):
+        scores = torch.zeros(1, 60, requires_grad=True)
+        loss(scores, ranks, torch.tensor([total]), mask).backward()
+        assert scores.grad is not None
+        pulls.append(scores.grad[0])
+    assert (pulls[0][:8] < 0).all() and (pulls[0][20:] > 0).all()  # the first tenth is pulled up, the rest down
+    assert float(pulls[0][0]) < 5 * float(pulls[1][0])
+
+
 def test_an_unknown_loss_is_named():
     with pytest.raises(LabelsNotUsable, match="bce_rank, listwise, mse, ordinal"):
         make_loss("triplet")
