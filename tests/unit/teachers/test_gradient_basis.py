@@ -23,7 +23,8 @@ MANY = GradientSettings("output_norm", 0.1, draws=64)
 
 @pytest.fixture(scope="module")
 def linear(bench) -> AbuPlusLinear:
-    settings = replace(bench.settings, query_draws=64, item_draws=64, replicates=8, noise="shared", objective="output_norm")
+    settings = replace(bench.settings, query_draws=64, item_draws=64, replicates=8, noise="shared",
+                       objective="output_norm")  # fmt: skip
     return AbuPlusLinear(bench.model, bench.curvature, settings, batch=64)
 
 
