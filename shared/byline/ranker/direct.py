@@ -63,4 +63,5 @@ class DirectPart(nn.Module):
     def items(self, features: Tensor) -> Tensor:
         """[b, dim] → [b, dim], tempered: of the corpus's median length as they are."""
         length = features.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return features * (self.length / length).pow(self.temper)
+        factor: Tensor = (self.length / length).pow(self.temper)
+        return features * factor
