@@ -21,7 +21,7 @@ from byline.errors import InvalidRequest
 if TYPE_CHECKING:
     from byline.evaluation.study_bench import Bench
 
-STUDIES = ("features", "losses", "pruning", "dimensions", "labels", "teachers")
+STUDIES = ("features", "losses", "pruning", "dimensions", "labels", "teachers", "gradient")
 #: Seconds between two lines of progress.
 _EVERY = 15.0
 

@@ -140,14 +140,14 @@ def markdown(found: Mapping[str, Any]) -> str:
                 for r in found["rows"] if r["kind"] == kind]  # fmt: skip
         return table(["", *measures, *head], rows)
 
-    scan = [["all token gradients, no basis", *(number(found["scan"][m]) for m in measures), ""]]
+    scan = [["all token gradients, no basis", *(number(found["scan"][m]) for m in measures)]]
     return "\n\n".join([
         f"Queries of {found['draws']} draws, {found['shipped_rank']} token directions and {found['width']} columns "
         "are what is shipped.",
-        table(["", *measures, ""], scan),
+        table(["", *measures], scan),
         part("draws", ["ms of CPU a query"], "query_ms"),
         part("directions", ["bytes of the basis"], "bytes"),
-        part("columns", [""]),
+        part("columns", []),
     ])  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""``byline study``: all six at their smallest, end to end on a model of random weights; the second run fits nothing."""
+"""``byline study``: all of them at their smallest, end to end on a model of random weights; the second run fits nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from byline.features.gradient import fit_gradient_feature
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, write_snapshot
 from byline.teachers import TeacherItem
 from byline.teachers.curvature_fit import fit_curvature
-from byline.teachers.files import curvature_name
+from byline.teachers.files import SKETCHES, curvature_name
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.gradient_basis import FOLDER
 from byline.teachers.natural_gradient import UnlearningSettings
@@ -81,7 +81,9 @@ def fit_gradient(place: Path, items: list[TeacherItem]) -> None:
     settings = UnlearningSettings(corpus_size=len(items), query_draws=8, item_draws=8, noise="shared",
                                   objective="output_norm")  # fmt: skip
     teacher = AbuPlusLinear(model, curvature, settings)
-    tokens = fit_sketches(teacher, items, dimensions=3, store=place / "sketches").tokens
+    sketches = fit_sketches(teacher, items, dimensions=3, store=place / "sketches")
+    sketches.save(place / "model" / SKETCHES)
+    tokens = sketches.tokens
     assert tokens is not None
     fit_gradient_feature(teacher, tokens, [], None, place / "model" / FOLDER, dimensions=12)
     (place / "model" / curvature_name(curvature.selection)).mkdir()
@@ -112,7 +114,7 @@ def numbers(found: object) -> list[float]:
     return [float(found)] if isinstance(found, (int, float)) else []
 
 
-def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits_nothing(
+def test_all_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(place, "all", "--page", str(place / "studies.md"), "--lds", str(place / "lds.json"))
@@ -125,7 +127,8 @@ def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits
         assert f"](figures/study-{name}.png)" in page and (place / "figures" / f"study-{name}.png").exists()
         assert all(math.isfinite(x) for x in numbers(found)), name
         assert found["command"].startswith("byline") and found["machine"]["cores"] >= 1
-        assert "| per-caption mean rank" in page.partition(f"study:{name} -->")[2].partition("<!-- /")[0], name
+        table = page.partition(f"study:{name} -->")[2].partition("<!-- /")[0]
+        assert ("| all token gradients" if name == "gradient" else "| per-caption mean rank") in table, name
 
     tuned = {r["name"]: r for r in first["features"]["rows"] if r["kind"] == "tuned"}
     for name in ("minilm+denoiser", "minilm+gradient"):
@@ -143,6 +146,9 @@ def test_all_six_studies_end_in_a_json_a_figure_and_tables_and_a_second_run_fits
     assert ("minilm+gradient", "nested", 12 + 16 + 1) in exact, "the direct columns, the network's and the prior"
     assert {r["choice"] for r in first["labels"]["budget"]} == {"uniform", "nearest"}
     assert set(first["teachers"]["teachers"]) == {"curation", "abu_plus", "abu_plus_linear all", "trak", "d_trak"}
+    cuts = {kind: [r["map6"]["mean"] for r in first["gradient"]["rows"] if r["kind"] == kind]
+            for kind in ("draws", "directions", "columns")}  # fmt: skip
+    assert len(cuts["draws"]) == 4 and cuts["columns"], cuts
     assert first["teachers"]["lds"] == {"d_trak": {"mean": 0.5, "error": 0.1}}
 
     def refuse(*_: object, **__: object) -> None:
