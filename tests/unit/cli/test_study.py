@@ -1,4 +1,4 @@
-"""``byline study``: all of them at their smallest, end to end on a model of random weights; the second run fits nothing."""
+"""``byline study``: every study at its smallest, end to end on random weights; the second run fits nothing."""
 
 from __future__ import annotations
 
