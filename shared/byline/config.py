@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from byline import failpoints
 from byline.embedded.discovery import discover
 from byline.errors import SettingsInvalid
 
@@ -295,6 +296,12 @@ def load_settings(**overrides: object) -> Settings:
     for variable in sorted(os.environ):
         name = variable.removeprefix(ENV_PREFIX).lower()
         if not variable.startswith(ENV_PREFIX) or name in known or name.startswith("test_"):
+            continue
+        if variable == failpoints.VARIABLE:
+            try:
+                failpoints.check_environment()
+            except SettingsInvalid as error:
+                problems.append(error.message)
             continue
         if name.removesuffix("_file") in SECRET_FIELDS and name.endswith("_file"):
             try:
