@@ -5,6 +5,7 @@ what it looks like. Nothing here knows what a job or a release *means*; see ``by
 ``byline.releases`` for that.
 """
 
+from byline.db import curation_models as _curation_models  # noqa: F401
 from byline.db.migration import migrate
 from byline.db.session import Session, make_engine, transaction
 
