@@ -123,11 +123,13 @@ class AsyncClient:
         return await self._do(self._calls.create(await self._query(image, prompt), options, request_id))
 
     async def submit_embedding(
-        self, embedding: Sequence[float], release: str, prompt: str = "", top_k: int | None = None
-    ) -> Job:
+        self, embedding: Sequence[float], release: str, prompt: str = "", top_k: int | None = None,
+        *, ttl_s: float | None = None, request_id: str | None = None,
+    ) -> Job:  # fmt: skip
         """Create a job from a ready embedding."""
         query = Query(prompt, embedding=embedding, release=release)
-        return await self._do(self._calls.create(query, job_options("RETRIEVED", top_k, None, False, None), None))
+        options = job_options("RETRIEVED", top_k, None, False, ttl_s)
+        return await self._do(self._calls.create(query, options, request_id))
 
     async def get(self, job: str | Job) -> Job:
         """A job as it is now."""
