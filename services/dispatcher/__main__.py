@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from prometheus_client import REGISTRY
+
 from byline import telemetry
 from byline.config import load_settings
 from byline.db import make_engine
@@ -21,6 +23,7 @@ from byline.jobs.outbox import Doorbell
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.queue import check_broker, enqueue, make_celery
+from services.dispatcher.collector import SystemCollector
 from services.dispatcher.dispatch import GRACE_S, IN_FLIGHT, Dispatch
 from services.dispatcher.loop import Loop
 from services.dispatcher.marker import RedisMarker
@@ -62,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("server_away", reason=error.reason, error=error.message)
     stop = threading.Event()
     telemetry.install_signal_handlers(stop)
+    if arguments.metrics_port:
+        folders = {"releases": settings.release_dir, "blobs": settings.blob_dir}
+        scraped = make_engine(database_url, pool_size=1, application="byline-metrics")
+        REGISTRY.register(SystemCollector(scraped, redis_url, folders))
     telemetry.start_metrics(arguments.metrics_port)
     app = make_celery(redis_url)
     store = JobStore(make_engine(database_url, pool_size=2, application="byline-dispatcher"), bounds={})

@@ -13,7 +13,7 @@ from byline import telemetry
 from byline.errors import BrokerUnavailable, DatabaseUnavailable
 from byline.jobs.store import JobStore
 from services.dispatcher.dispatch import Dispatch
-from services.dispatcher.reconcile import reconcile, report
+from services.dispatcher.reconcile import reconcile
 
 log = telemetry.get_logger(__name__)
 
@@ -54,7 +54,6 @@ class Loop:
                     next_reconcile = self._clock() + self._reconcile_every_s
                     # Postgres first: leases are taken back even while Redis is away.
                     reconcile(self._store)
-                    report(self._store)
                     self._dispatch.check_redis()
                 self._dispatch.step()
                 if failures:

@@ -1,13 +1,12 @@
-"""Takes back what went wrong: leases that ran out, jobs whose time is up; and says how the queues stand.
+"""Takes back what went wrong: leases that ran out, jobs whose time is up.
 
 Why it exists: a worker that dies says nothing. Its lease ends by the database's clock and this returns the
-job to the queue, or to the dead ones after its last attempt. It is also the one collector of queue metrics.
+job to the queue, or to the dead ones after its last attempt.
 """
 
 from __future__ import annotations
 
 from byline import telemetry
-from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 
 log = telemetry.get_logger(__name__)
@@ -34,12 +33,3 @@ def reconcile(store: JobStore) -> int:
         if len(ended) < _BATCH:
             break
     return changed
-
-
-def report(store: JobStore) -> None:
-    """Set the gauges that come from Postgres. Raises ``DatabaseUnavailable``."""
-    for depth in store.depths():
-        stage = Stage(depth.stage).value
-        telemetry.JOBS.labels(stage, "QUEUED").set(depth.queued)
-        telemetry.JOBS.labels(stage, "RUNNING").set(depth.running)
-        telemetry.OLDEST_QUEUED_SECONDS.labels(stage).set(depth.oldest_wait_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -51,8 +52,9 @@ class GatewayContext:
     pool: ThreadPoolExecutor
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run synchronous work on the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, partial(work, *args, **kwargs))
+        """Run synchronous work on the pool, in the caller's context: its log lines name the caller's trace."""
+        call = partial(copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
 
     def close(self) -> None:
         """Stop listening and give the connections back."""

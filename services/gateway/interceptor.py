@@ -17,6 +17,8 @@ import structlog
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
+from byline import tracing
+from byline.telemetry import RPC_IN_FLIGHT
 from services.gateway import status as statuses
 
 log = structlog.get_logger(__name__)
@@ -60,6 +62,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
+            with RPC_IN_FLIGHT.track_inprogress(), tracing.within(_span(context)):
+                return await timed(request, context)
+
+        async def timed(request: Any, context: Any) -> Any:
             begun = time.perf_counter()
             code = "OK"
             try:
@@ -102,6 +108,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         error_id = uuid.uuid4().hex[:16]
         log.error("call_crashed", method=method, error_id=error_id, exc_info=error)
         return statuses.internal(error_id)
+
+
+def _span(context: Any) -> tracing.Trace:
+    """A span under the caller's, if the caller named one in the metadata."""
+    header = next((value for key, value in context.invocation_metadata() or () if key == tracing.HEADER), None)
+    return tracing.span(header if isinstance(header, str) else None)
 
 
 async def _abort(context: Any, status: status_pb2.Status) -> None:

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from attribution.v1 import attribution_job_pb2 as wire
+from byline import tracing
 from byline.catalog.sniff import sniff
 from byline.config import Settings
 from byline.errors import ImageTooLarge, InvalidRequest, PromptTooLong
@@ -108,6 +109,7 @@ def new_job(
             ttl_s=_ttl(options, limits, f"{prefix}options.ttl"),
             payload={"embedding_release_id": release_id} if release_id else {},
             max_attempts=limits.max_attempts,
+            traceparent=str(trace) if (trace := tracing.current()) else None,
         ),
         inline_image=inline,
         embedding_release_id=release_id,

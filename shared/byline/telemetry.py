@@ -35,15 +35,14 @@ WAIT_SECONDS = Histogram("byline_wait_seconds", "Waiting time of a stage", ["sta
 LEASES_EXPIRED = Counter("byline_leases_expired", "Leases that ran out and were taken back by the dispatcher")
 STALE_FENCE = Counter("byline_stale_fence", "Writes refused because another worker holds the job now")
 DUPLICATE_DELIVERIES = Counter("byline_duplicate_deliveries", "Doorbells for a stage that was taken or done already")
+#: Seconds of the steps a stage times itself: decode, encode, search, gradient, teacher, ...
+STEP_SECONDS = Histogram("byline_step_seconds", "Working time of a step", ["stage", "step"], buckets=_STAGE_BUCKETS)
+RPC_IN_FLIGHT = Gauge("byline_rpc_in_flight", "Unary calls being answered")
 RPC_SECONDS = Histogram("byline_rpc_seconds", "Duration of unary calls", ["method", "code"], buckets=_FAST_BUCKETS)
 WATCH_STREAMS = Gauge("byline_watch_streams", "Open watch streams")
 DISPATCHED = Counter("byline_dispatched", "Doorbells rung", ["stage"])
-#: Set by the dispatcher, the one collector of what Postgres knows.
-JOBS = Gauge("byline_jobs", "Jobs by stage and state", ["stage", "state"])
-OLDEST_QUEUED_SECONDS = Gauge("byline_oldest_queued_seconds", "Age of the oldest waiting job", ["stage"])
 RELEASE_INFO = Gauge("byline_release_info", "1 for the release this process answers from", ["release_id"])
 SWAP_SECONDS = Histogram("byline_release_swap_seconds", "Load, verify and warm a release", buckets=_STAGE_BUCKETS)
-SEARCH_SECONDS = Histogram("byline_search_seconds", "Time of one index search", buckets=_FAST_BUCKETS)
 RANKINGS_ADDED = Counter("byline_rankings_added", "Rankings written", ["source"])
 RELEASES_REJECTED = Counter("byline_releases_rejected", "Candidates the gate refused", ["reason"])
 

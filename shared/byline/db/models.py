@@ -172,6 +172,7 @@ class JobRow(Base):
     progress_done: Mapped[int] = mapped_column(server_default="0")
     progress_total: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[dict[str, Any] | None]
+    traceparent: Mapped[str | None]
     revision: Mapped[int] = mapped_column(BigInteger, server_default="1")
     create_time: Mapped[datetime] = mapped_column(server_default=NOW)
     start_time: Mapped[datetime | None]

@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from byline import telemetry
+from byline import telemetry, tracing
 from byline.errors import DatabaseUnavailable, LeaseLost
 from byline.jobs.model import Claim
-from byline.jobs.runner import GIVE_UP_S, Beat, Outcome, RunOutcome, StageRunner, Work
+from byline.jobs.runner import (
+    GIVE_UP_S,
+    Beat,
+    Outcome,
+    RunOutcome,
+    StageRunner,
+    Work,
+    facts_of,
+    note_end,
+    note_steps,
+)
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 
@@ -33,6 +44,7 @@ LONGEST_S = 2 * GIVE_UP_S
 class _Worked:
     claim: Claim
     beat: Beat
+    span: tracing.Trace
     seconds: float = 0.0
     found: Outcome | None = None
     ended: RunOutcome | None = None
@@ -61,7 +73,7 @@ class BatchRunner(StageRunner):
         self.more_may_wait = len(claims) == most
         if not claims:
             return 0
-        batch = [_Worked(claim, Beat(self._stop, self._clock)) for claim in claims]
+        batch = [_Worked(claim, Beat(self._stop, self._clock), tracing.span(claim.job.traceparent)) for claim in claims]
         self._keep(batch)
         try:
             for one in batch:
@@ -76,7 +88,7 @@ class BatchRunner(StageRunner):
 
     def _work_on(self, one: _Worked, work: Work) -> None:
         begun = self._clock()
-        with telemetry.bind(**_facts(one.claim)):
+        with _bound(one):
             try:
                 one.beat.check()
                 found = work(one.claim, one.beat)
@@ -111,11 +123,12 @@ class BatchRunner(StageRunner):
                 continue
             if one.claim.job.id in written:
                 one.ended = RunOutcome.COMPLETED
+                note_steps(one.claim.stage, one.found.result)
                 if one.found.after is not None:
                     one.found.after()
                 continue
             found = one.found
-            with telemetry.bind(**_facts(one.claim)):
+            with _bound(one):
                 try:
                     one.ended = self._attempt(one.claim, lambda _claim, _beat, found=found: found, one.beat)  # type: ignore[misc]
                 except LeaseLost:
@@ -157,15 +170,12 @@ class BatchRunner(StageRunner):
 
     @staticmethod
     def _note(one: _Worked) -> None:
-        outcome = (one.ended or RunOutcome.RETRIED).value
-        stage = one.claim.stage.value
-        telemetry.STAGE_SECONDS.labels(stage).observe(one.seconds)
-        telemetry.JOBS_COMPLETED.labels(stage, outcome).inc()
-        log.info("stage_ended", outcome=outcome, seconds=round(one.seconds, 4), **_facts(one.claim))
+        with _bound(one):
+            note_end(one.claim, one.ended or RunOutcome.RETRIED, one.seconds)
 
 
-def _facts(claim: Claim) -> dict[str, Any]:
-    return {
-        "job_id": str(claim.job.id), "stage": claim.stage.value, "attempt": claim.job.attempt, "fence": claim.fence,
-        "release_id": claim.job.release_id,
-    }  # fmt: skip
+@contextmanager
+def _bound(one: _Worked) -> Iterator[None]:
+    """Log lines of this job name it and its span."""
+    with tracing.within(one.span), telemetry.bind(**facts_of(one.claim)):
+        yield

@@ -20,23 +20,24 @@ from byline.jobs.retry import retry_delay_s
 from byline.jobs.rows import (
     COLUMNS,
     RESULTS,
+    WAITED,
     add_result,
     change,
+    claiming_jobs,
     end_failed,
     exhausted,
     find,
     requeue,
-    selecting_jobs,
-    to_job,
+    to_claim,
 )
 from byline.jobs.states import Stage, State, next_stage
 
 # (The claim is not flushed to disk: see ``waiting``.)
 # One statement, so that of many workers with the same doorbell exactly one gets the row. The attempt is
 # counted here, before any work: a job that kills its worker is counted too.
-_CLAIM = selecting_jobs(f"""
+_CLAIM = claiming_jobs(f"""
 WITH prior AS (
-    SELECT id, state FROM jobs
+    SELECT id, state, COALESCE(next_attempt_at, update_time) AS since FROM jobs
     WHERE id = :id AND stage = :stage AND cancel_requested_at IS NULL AND attempt < max_attempts
       AND expire_time > now()
       AND ((state = 'QUEUED' AND (next_attempt_at IS NULL OR next_attempt_at <= now()))
@@ -48,7 +49,7 @@ WITH prior AS (
         lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
         start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
     FROM prior WHERE jobs.id = prior.id
-    RETURNING jobs.*, prior.state AS prior_state
+    RETURNING jobs.*, prior.state AS prior_state, prior.since
 ), noted AS (
     INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
     SELECT id, prior_state, state, stage, :worker, fence,
@@ -56,7 +57,7 @@ WITH prior AS (
 ), lazily AS (
     SELECT set_config('synchronous_commit', 'off', true) WHERE EXISTS (SELECT 1 FROM claimed)
 )
-SELECT {COLUMNS} FROM claimed LEFT JOIN lazily ON true
+SELECT {COLUMNS}, {WAITED} FROM claimed LEFT JOIN lazily ON true
 """)  # noqa: S608
 
 _HEARTBEAT = text("""
@@ -82,8 +83,7 @@ def claim(
     row = connection.execute(_CLAIM, parameters).mappings().first()
     if row is None:
         return None
-    job = to_job(row)
-    return Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id)
+    return to_claim(row, worker_id)
 
 
 def heartbeat(connection: Connection, held: Claim, done: int, total: int, lease_s: float) -> bool:

@@ -39,6 +39,8 @@ class NewJob:
     ttl_s: float = 3600.0
     payload: Mapping[str, Any] = field(default_factory=dict)
     max_attempts: int = 3
+    #: W3C trace of the request that made the job; not part of what it asks for.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Job:
     start_time: datetime | None
     end_time: datetime | None
     update_time: datetime
+    #: Where its trace goes on, whoever runs it and however often (``byline.tracing``).
+    traceparent: str | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -96,6 +100,8 @@ class Claim:
     stage: Stage
     fence: int
     worker_id: str
+    #: Seconds the stage had waited when it was claimed, by the database's clock.
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, TextualSelect, func, insert, text, update
+from sqlalchemy import Connection, Float, RowMapping, Table, TextualSelect, column, func, insert, text, update
 
 from byline.db.models import JobEventRow, JobQueryRow, JobResultRow, JobRow
 from byline.errors import AttemptsExhausted, BylineError
-from byline.jobs.model import Job, JobEvent, StageResult, unpack_embedding
+from byline.jobs.model import Claim, Job, JobEvent, StageResult, unpack_embedding
 from byline.jobs.states import Kind, Stage, State, Tier, Verification, check_transition
 
 JOBS: Table = JobRow.metadata.tables["jobs"]
@@ -34,6 +34,15 @@ COLUMNS = ", ".join(JOBS.c.keys())
 def selecting_jobs(sql: str) -> TextualSelect:
     """A statement whose last SELECT gives ``COLUMNS``. That it says so spares looking at each result's columns."""
     return text(sql).columns(*JOBS.c)
+
+
+#: Seconds a claimed job had waited, for the last SELECT of a claim; ``since`` is when it began to.
+WAITED = "GREATEST(EXTRACT(epoch FROM now() - since), 0)::float8 AS waited_s"
+
+
+def claiming_jobs(sql: str) -> TextualSelect:
+    """As ``selecting_jobs``, for a statement that gives ``COLUMNS`` and ``WAITED``."""
+    return text(sql).columns(*JOBS.c, column("waited_s", Float))
 
 
 _FIND = selecting_jobs(f"SELECT {COLUMNS} FROM jobs WHERE id = :id")  # noqa: S608
@@ -59,6 +68,14 @@ def to_job(row: Mapping[str, Any] | RowMapping) -> Job:
     values["stage"] = Stage(row["stage"])
     values["embedding"] = None if row["embedding"] is None else unpack_embedding(row["embedding"])
     return Job(**values)
+
+
+def to_claim(row: RowMapping, worker_id: str) -> Claim:
+    """A row of a claim (``COLUMNS`` and ``WAITED``) as a value."""
+    values = dict(row)
+    waited_s = float(values.pop("waited_s"))
+    job = to_job(values)
+    return Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id, waited_s=waited_s)
 
 
 def to_event(row: RowMapping) -> JobEvent:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from byline import telemetry
+from byline import telemetry, tracing
 from byline.errors import BylineError, DatabaseUnavailable, GaveWay, JobCancelled, LeaseLost, WorkerStopping
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import is_retryable
@@ -140,13 +140,9 @@ class StageRunner:
             telemetry.DUPLICATE_DELIVERIES.inc()
             return RunOutcome.DUPLICATE
         begun = self._clock()
-        facts = {"job_id": str(job_id), "stage": stage.value, "attempt": claim.job.attempt, "fence": claim.fence}
-        with telemetry.bind(**facts, release_id=claim.job.release_id):
+        with tracing.within(tracing.span(claim.job.traceparent)), telemetry.bind(**facts_of(claim)):
             outcome = self._run(claim, work)
-            seconds = self._clock() - begun
-            telemetry.STAGE_SECONDS.labels(stage.value).observe(seconds)
-            telemetry.JOBS_COMPLETED.labels(stage.value, outcome.value).inc()
-            log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4))
+            note_end(claim, outcome, self._clock() - begun)
         return outcome
 
     def _run(self, claim: Claim, work: Work) -> RunOutcome:
@@ -184,6 +180,7 @@ class StageRunner:
             raise
         except Exception as error:  # ``also`` refused, or the result is not JSON: nothing was written
             return self._failed(claim, error)
+        note_steps(claim.stage, outcome.result)
         if outcome.after is not None:
             outcome.after()
         return RunOutcome.CANCELLED if job.state is State.CANCELLED else RunOutcome.COMPLETED
@@ -252,3 +249,28 @@ class StageRunner:
         telemetry.STALE_FENCE.inc()
         log.warning("lease_lost")
         return RunOutcome.LEASE_LOST
+
+
+def facts_of(claim: Claim) -> dict[str, Any]:
+    """What every log line of a running stage names."""
+    job = claim.job
+    return {
+        "job_id": str(job.id), "project_id": job.project_id, "stage": claim.stage.value, "attempt": job.attempt,
+        "fence": claim.fence, "release_id": job.release_id,
+    }  # fmt: skip
+
+
+def note_end(claim: Claim, outcome: RunOutcome, seconds: float) -> None:
+    """Count how a claim ended, with waiting and working apart, and log it: one line for each."""
+    stage = claim.stage.value
+    telemetry.WAIT_SECONDS.labels(stage).observe(claim.waited_s)
+    telemetry.STAGE_SECONDS.labels(stage).observe(seconds)
+    telemetry.JOBS_COMPLETED.labels(stage, outcome.value).inc()
+    log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4), waited_s=round(claim.waited_s, 4))
+
+
+def note_steps(stage: Stage, result: Mapping[str, Any]) -> None:
+    """Observe the steps that a stage timed itself (``timings_ms`` of its result)."""
+    for step, value in dict(result.get("timings_ms") or {}).items():
+        if step != "total":
+            telemetry.STEP_SECONDS.labels(stage.value, step).observe(float(value) / 1e3)

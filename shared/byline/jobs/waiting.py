@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from byline.jobs.model import Claim
-from byline.jobs.rows import COLUMNS, selecting_jobs, to_job
+from byline.jobs.rows import COLUMNS, WAITED, claiming_jobs, to_claim
 from byline.jobs.states import Stage, next_stage
 
 # Projects are found by skipping through the index (stage, project_id, create_time), and of each only as many jobs are
@@ -24,7 +24,7 @@ from byline.jobs.states import Stage, next_stage
 #
 # The claim need not be on disk before the work begins: should Postgres crash and forget it, the job is QUEUED again,
 # and what its worker writes later finds neither fence nor owner. A completion is flushed, and with it all before it.
-_CLAIM = selecting_jobs(f"""
+_CLAIM = claiming_jobs(f"""
 WITH RECURSIVE projects AS (
     (SELECT project_id FROM jobs WHERE stage = :stage AND state = 'QUEUED' ORDER BY project_id LIMIT 1)
     UNION ALL
@@ -41,7 +41,8 @@ WITH RECURSIVE projects AS (
     ) AS j
     WHERE NOT EXISTS (SELECT 1 FROM stage_controls WHERE stage_controls.stage = :stage AND paused)
 ), prior AS (
-    SELECT jobs.id, waiting.place FROM jobs JOIN waiting USING (id)
+    SELECT jobs.id, waiting.place, COALESCE(jobs.next_attempt_at, jobs.update_time) AS since
+    FROM jobs JOIN waiting USING (id)
     WHERE jobs.state = 'QUEUED' AND jobs.stage = :stage AND jobs.attempt = 0 AND jobs.cancel_requested_at IS NULL
     ORDER BY waiting.place LIMIT :most FOR UPDATE OF jobs SKIP LOCKED
 ), claimed AS (
@@ -49,14 +50,14 @@ WITH RECURSIVE projects AS (
         lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
         start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
     FROM prior WHERE jobs.id = prior.id
-    RETURNING jobs.*, prior.place
+    RETURNING jobs.*, prior.place, prior.since
 ), noted AS (
     INSERT INTO job_events (job_id, from_state, to_state, stage, actor, fence, reason)
     SELECT id, 'QUEUED', state, stage, :worker, fence, 'claimed' FROM claimed
 ), lazily AS (
     SELECT set_config('synchronous_commit', 'off', true) WHERE EXISTS (SELECT 1 FROM claimed)
 )
-SELECT {COLUMNS} FROM claimed LEFT JOIN lazily ON true ORDER BY place
+SELECT {COLUMNS}, {WAITED} FROM claimed LEFT JOIN lazily ON true ORDER BY place
 """)  # noqa: S608
 
 # What must hold of a job (its fence and owner, that it runs) is looked at under its row's lock; withdrawals are those
@@ -99,8 +100,7 @@ def claim_waiting(
         # Further than ``most``: another worker may just be taking the first ones.
         "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id, "most": most, "reach": 4 * most,
     }  # fmt: skip
-    jobs = [to_job(row) for row in connection.execute(_CLAIM, parameters).mappings()]
-    return [Claim(job=job, stage=job.stage, fence=job.fence, worker_id=worker_id) for job in jobs]
+    return [to_claim(row, worker_id) for row in connection.execute(_CLAIM, parameters).mappings()]
 
 
 def complete_last(connection: Connection, done: Sequence[Done]) -> set[uuid.UUID]:
