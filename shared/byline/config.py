@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from byline import failpoints
 from byline.embedded.discovery import discover
 from byline.errors import SettingsInvalid
+from byline.security.settings import SECRETS, SecuritySettings
 
 ENV_PREFIX = "BYLINE_"
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:50551"
 #: Settings that may be given as the path of a file which holds the value.
-SECRET_FIELDS = ("database_url", "redis_url", "page_token_key")
+SECRET_FIELDS = ("database_url", "redis_url", "page_token_key", *SECRETS)
 #: Settings that are paths; a relative one is relative to where the program was started.
 PATH_FIELDS = ("state_dir", "blob_dir", "release_dir", "cache_dir", "model_directory", "corpus_source", "labels_dir")
 
@@ -55,7 +56,7 @@ def _server(name: str) -> Any:
     return Field("", validation_alias=AliasChoices(name, (ENV_PREFIX + name).lower()), repr=False)
 
 
-class Settings(BaseSettings):
+class Settings(SecuritySettings):
     """Settings of one process. Durations in seconds, sizes in bytes, addresses as host:port."""
 
     model_config = SettingsConfigDict(

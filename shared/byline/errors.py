@@ -17,7 +17,7 @@ class BylineError(Exception):
     reason: ClassVar[str] = "INTERNAL"
     code: ClassVar[str] = "INTERNAL"
     #: Seconds after which a client may try again; None means trying again will not help.
-    retry_after_s: ClassVar[float | None] = None
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(message)

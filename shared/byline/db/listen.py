@@ -24,6 +24,7 @@ QUEUED = "byline_queued"  # a stage, when a job begins to wait for it; "STAGE ag
 # "STAGE taken" when a job of a slow stage waits no more
 ANSWERED = "byline_answered"  # a job's id, when its lookup is over, whatever came of it
 RELEASES = "byline_releases"  # a model's id, after every activation
+KEYS = "byline_keys"  # an API key's id, when it was made, changed or revoked
 WITHDRAWALS = "byline_withdrawals"  # a corpus' id, after every withdrawal
 
 

@@ -146,6 +146,7 @@ class JobRow(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     project_id: Mapped[str]
     request_id: Mapped[str]
+        Index("ix_jobs_image_sha256", "image_sha256", postgresql_where=text("image_sha256 IS NOT NULL")),
     fingerprint: Mapped[str]
     kind: Mapped[str]
     model_id: Mapped[str]
@@ -178,6 +179,7 @@ class JobRow(Base):
     start_time: Mapped[datetime | None]
     end_time: Mapped[datetime | None]
     update_time: Mapped[datetime] = mapped_column(server_default=NOW)
+    principal: Mapped[str] = mapped_column(server_default="local")
 
 
 class JobResultRow(Base):

@@ -25,10 +25,10 @@ _LOCK_CLASS = 0x62796C  # first key of the advisory locks, the second is the sta
 _INSERT = selecting_jobs(f"""
 WITH made AS (
     INSERT INTO jobs (id, project_id, request_id, fingerprint, kind, model_id, prompt, image_sha256, embedding, tier,
-        verification, top_k, candidates, payload, state, stage, max_attempts, expire_time, traceparent)
+        verification, top_k, candidates, payload, state, stage, max_attempts, expire_time, traceparent, principal)
     SELECT CAST(:id AS uuid), :project_id, :request_id, :fingerprint, :kind, :model_id, :prompt, :image_sha256,
         CAST(:embedding AS bytea), :tier, :verification, :top_k, :candidates, CAST(:payload AS jsonb), 'QUEUED', :stage,
-        :max_attempts, now() + make_interval(secs => :ttl_s), CAST(:traceparent AS text)
+        :max_attempts, now() + make_interval(secs => :ttl_s), CAST(:traceparent AS text), :principal
     WHERE CAST(:room AS bigint) IS NULL OR CAST(:room AS bigint) > (
         SELECT count(*) FROM (SELECT 1 FROM jobs WHERE stage = :stage AND state = 'QUEUED' LIMIT :room) AS waiting
     )
@@ -138,6 +138,7 @@ def _columns(new: NewJob, print_: str, job_id: uuid.UUID) -> dict[str, object]:
         "max_attempts": new.max_attempts,
         "ttl_s": float(new.ttl_s),
         "traceparent": new.traceparent,
+        "principal": new.principal,
     }
 
 

@@ -52,6 +52,7 @@ def successor(connection: Connection, job_id: uuid.UUID) -> NewJob:
         candidates=job.candidates,
         ttl_s=(job.expire_time - job.create_time).total_seconds(),
         payload={**job.payload, "retry_of": str(job.id)},
+        principal=job.principal,
         max_attempts=job.max_attempts,
     )
 

@@ -41,6 +41,8 @@ class NewJob:
     max_attempts: int = 3
     #: W3C trace of the request that made the job; not part of what it asks for.
     traceparent: str | None = None
+    #: Who asked, for the audit: an API key's id, or ``local``. Not part of what is asked for.
+    principal: str = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class Job:
     update_time: datetime
     #: Where its trace goes on, whoever runs it and however often (``byline.tracing``).
     traceparent: str | None = None
+    #: Who asked for it.
+    principal: str = "local"
 
     @property
     def is_terminal(self) -> bool:
