@@ -310,6 +310,8 @@ class ReleaseRow(Base):
     parent: Mapped[str | None]
     reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    #: Its files were removed (``byline.releases.garbage``); the row stays, it explains old answers.
+    collected_at: Mapped[datetime | None]
 
 
 class ActiveReleaseRow(Base):
