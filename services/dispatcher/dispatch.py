@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from byline import telemetry
 from byline.errors import BrokerUnavailable
+from byline.failpoints import failpoint
 from byline.jobs.outbox import Doorbell
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
@@ -55,12 +56,15 @@ class Dispatch:
     def step(self) -> int:
         """Ring every doorbell that is due; returns how many. Raises ``BrokerUnavailable``, ``DatabaseUnavailable``."""
         due = self._store.take_due(self._in_flight, self._ring_again_s, self._grace_s)
+        if due:
+            failpoint("dispatcher.after_mark")
         for sent, doorbell in enumerate(due):
             try:
                 self._ring(doorbell)
             except BrokerUnavailable:
                 self._unsent(due[sent:])
                 raise
+            failpoint("dispatcher.after_ring")
             telemetry.DISPATCHED.labels(doorbell.stage.value).inc()
         return len(due)
 

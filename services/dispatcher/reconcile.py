@@ -7,6 +7,7 @@ job to the queue, or to the dead ones after its last attempt.
 from __future__ import annotations
 
 from byline import telemetry
+from byline.failpoints import failpoint
 from byline.jobs.store import JobStore
 
 log = telemetry.get_logger(__name__)
@@ -18,6 +19,8 @@ def reconcile(store: JobStore) -> int:
     """One pass; returns how many jobs were changed. Raises ``DatabaseUnavailable``."""
     changed = 0
     while expired := store.expire_leases(_BATCH):
+        if expired:
+            failpoint("dispatcher.after_expiry")
         changed += len(expired)
         telemetry.LEASES_EXPIRED.inc(len(expired))
         for job in expired:

@@ -32,6 +32,15 @@ NAMES = frozenset({
     "trainer.before_snapshot", "trainer.before_fit", "trainer.after_fit", "trainer.before_write",
     "trainer.after_write", "trainer.before_register", "trainer.after_register", "trainer.before_activate",
     "trainer.after_activate",
+    # services/gateway: one Create. services/dispatcher: one pass.
+    "gateway.before_commit", "gateway.after_commit", "dispatcher.after_mark", "dispatcher.after_ring",
+    "dispatcher.after_expiry",
+    # byline.jobs: one stage of a job in a worker; ``in_complete`` is inside the transaction that completes it.
+    "jobs.after_claim", "jobs.before_complete", "jobs.in_complete", "jobs.after_complete",
+    # services/curation: one batch, one client's label, one measure; ``after_queries`` is inside its transaction.
+    "curation.after_generate", "curation.after_blobs", "curation.after_queries", "curation.before_commit",
+    "curation.after_commit", "curation.intake_before_commit", "curation.intake_after_commit",
+    "curation.measure_before_commit", "curation.measure_after_commit",
     # byline.releases.builder and byline.releases.garbage.
     "releases.before_rename", "releases.gc_after_mark", "releases.gc_after_hide", "releases.gc_before_done",
 })  # fmt: skip

@@ -133,7 +133,7 @@ class History:
         for part in (
             self.faults, self.withdrawn, self.acknowledged, self.jobs, self.changes, self.results, self.reads,
         ):  # fmt: skip
-            yield from part  # type: ignore[misc]
+            yield from part
 
     def write(self, path: Path) -> None:
         """Keep it: one JSON line an entry, gzipped, the same bytes for the same history."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from byline import telemetry, tracing
 from byline.errors import DatabaseUnavailable, LeaseLost
+from byline.failpoints import failpoint
 from byline.jobs.model import Claim
 from byline.jobs.runner import (
     GIVE_UP_S,
@@ -73,6 +74,7 @@ class BatchRunner(StageRunner):
         self.more_may_wait = len(claims) == most
         if not claims:
             return 0
+        failpoint("jobs.after_claim")
         batch = [_Worked(claim, Beat(self._stop, self._clock), tracing.span(claim.job.traceparent)) for claim in claims]
         self._keep(batch)
         try:
@@ -112,12 +114,14 @@ class BatchRunner(StageRunner):
         done = [(one.claim, one.found.result, one.found.named) for one in batch if one.found is not None]
         written: Collection[uuid.UUID] = ()
         if done:
+            failpoint("jobs.before_complete")
             try:
                 written = self._persistently(lambda: self._store.complete_last(done))
             except DatabaseUnavailable:
                 raise
             except Exception:  # one result that Postgres refuses must not cost the others theirs
                 log.exception("batch_not_completed", jobs=len(done))
+            failpoint("jobs.after_complete")
         for one in batch:
             if one.found is None:
                 continue

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 
 from byline.errors import BylineError, LeaseLost
+from byline.failpoints import failpoint
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import retry_delay_s
 from byline.jobs.rows import (
@@ -124,6 +125,7 @@ def complete(
     if job.state is State.CANCELLING:
         return change(connection, job, State.CANCELLED, actor=held.worker_id, reason="cancelled")
     add_result(connection, job, result)
+    failpoint("jobs.in_complete")
     if also is not None:
         also(connection)
     following = next_stage(job.stage, job.tier)

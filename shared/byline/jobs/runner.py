@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from byline import telemetry, tracing
 from byline.errors import BylineError, DatabaseUnavailable, GaveWay, JobCancelled, LeaseLost, WorkerStopping
+from byline.failpoints import failpoint
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import is_retryable
 from byline.jobs.states import Stage, State
@@ -139,6 +140,7 @@ class StageRunner:
         if claim is None:
             telemetry.DUPLICATE_DELIVERIES.inc()
             return RunOutcome.DUPLICATE
+        failpoint("jobs.after_claim")
         begun = self._clock()
         with tracing.within(tracing.span(claim.job.traceparent)), telemetry.bind(**facts_of(claim)):
             outcome = self._run(claim, work)
@@ -174,6 +176,7 @@ class StageRunner:
         except Exception as error:  # whatever a stage raises ends this attempt, not the worker
             return self._failed(claim, error)
         outcome = found if isinstance(found, Outcome) else Outcome(found)
+        failpoint("jobs.before_complete")
         try:
             job = self._persistently(lambda: self._store.complete(claim, outcome.result, outcome.also))
         except (LeaseLost, DatabaseUnavailable):
@@ -181,6 +184,7 @@ class StageRunner:
         except Exception as error:  # ``also`` refused, or the result is not JSON: nothing was written
             return self._failed(claim, error)
         note_steps(claim.stage, outcome.result)
+        failpoint("jobs.after_complete")
         if outcome.after is not None:
             outcome.after()
         return RunOutcome.CANCELLED if job.state is State.CANCELLED else RunOutcome.COMPLETED
