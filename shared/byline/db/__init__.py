@@ -7,10 +7,9 @@ what it looks like. Nothing here knows what a job or a release *means*; see ``by
 
 from byline.db import curation_models as _curation_models  # noqa: F401
 from byline.db import operations_models as _operations_models  # noqa: F401 - a table is known once its module is
-from byline.db import trainer_models as _trainer_models  # noqa: F401
-from byline.db.migration import migrate
 from byline.db import security_models as _security_models  # noqa: F401
 from byline.db import trainer_models as _trainer_models  # noqa: F401
+from byline.db.migration import migrate
 from byline.db.session import Session, make_engine, transaction
 
 __all__ = ["Session", "make_engine", "migrate", "transaction"]
