@@ -129,11 +129,12 @@ class Client:
         return self._do(self._calls.create(self._query(image, prompt), options, request_id))
 
     def submit_embedding(
-        self, embedding: Sequence[float], release: str, prompt: str = "", top_k: int | None = None
-    ) -> Job:
+        self, embedding: Sequence[float], release: str, prompt: str = "", top_k: int | None = None,
+        *, ttl_s: float | None = None, request_id: str | None = None,
+    ) -> Job:  # fmt: skip
         """Create a job from a ready embedding, made with the head of ``release`` (a name, see ``releases``)."""
         query = Query(prompt, embedding=embedding, release=release)
-        return self._do(self._calls.create(query, job_options("RETRIEVED", top_k, None, False, None), None))
+        return self._do(self._calls.create(query, job_options("RETRIEVED", top_k, None, False, ttl_s), request_id))
 
     def get(self, job: str | Job) -> Job:
         """A job as it is now; ``job`` is a Job, a resource name or a bare id."""
