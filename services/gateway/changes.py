@@ -11,19 +11,23 @@ import asyncio
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from byline.db.listen import ANSWERED, JOBS, Listener
+from byline.db.listen import ANSWERED, JOBS, KEYS, Listener
 
 #: Answers heard of before anybody asked: the worker may be faster than the gateway's own thread.
 _REMEMBERED = 4096
 
 
 class JobChanges:
-    """Fans notifications out to subscribers. All methods but the listener's callbacks belong to the event loop."""
+    """Fans notifications out to subscribers. All methods but the listener's callbacks belong to the event loop.
 
-    def __init__(self) -> None:
+    ``forget_keys`` is called there when an API key was changed, or news of one may have been missed.
+    """
+
+    def __init__(self, forget_keys: Callable[[], None] = lambda: None) -> None:
+        self._forget_keys = forget_keys
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._answers: dict[str, set[asyncio.Event]] = {}
         self._answered: OrderedDict[str, None] = OrderedDict()
@@ -34,7 +38,7 @@ class JobChanges:
     def start(self, database_url: str) -> None:
         """Begin to listen; call on the event loop that the subscribers run on."""
         self._loop = asyncio.get_running_loop()
-        self._listener = Listener(database_url, [JOBS, ANSWERED], self._stop, self._on_event, self._on_connect)
+        self._listener = Listener(database_url, [JOBS, ANSWERED, KEYS], self._stop, self._on_event, self._on_connect)
         self._listener.start()
 
     def stop(self) -> None:
@@ -85,11 +89,14 @@ class JobChanges:
     def _on_event(self, channel: str, payload: str) -> None:
         if channel == ANSWERED:
             self._on_loop(self.answered, payload)
+        elif channel == KEYS:
+            self._on_loop(self._forget_keys)
         elif payload in self._waiting:  # mostly nobody watches: spare the loop
             self._on_loop(self.wake, payload)
 
     def _on_connect(self) -> None:
         self._on_loop(self.wake_all)
+        self._on_loop(self._forget_keys)
 
     def _on_loop(self, callback: object, *arguments: str) -> None:
         loop = self._loop

@@ -23,10 +23,15 @@ from byline.db.session import make_engine
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.releases.registry import ReleaseRegistry
+from byline.security.audit import AuditLog
+from byline.security.keys import KeyStore
+from byline.security.signing import Keyring
 from services.gateway.changes import JobChanges
+from services.gateway.guard import Guard
 from services.gateway.models import Manifests, Models
 from services.gateway.page_tokens import PageTokens, derive_key
 from services.gateway.requests import Limits
+from services.gateway.transport import Transport, transport_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,11 +55,13 @@ class GatewayContext:
     tokens: PageTokens
     limits: Limits
     pool: ThreadPoolExecutor
+    guard: Guard
+    audit: AuditLog
+    transport: Transport
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run synchronous work on the pool, in the caller's context: its log lines name the caller's trace."""
-        call = partial(copy_context().run, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+        return await _offload(self.pool, work, *args, **kwargs)
 
     def close(self) -> None:
         """Stop listening and give the connections back."""
@@ -63,8 +70,13 @@ class GatewayContext:
         self.engine.dispose()
 
 
+async def _offload(pool: ThreadPoolExecutor, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    call = partial(copy_context().run, work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
 def build_context(settings: Settings) -> GatewayContext:
-    """Connect everything the settings name. Nothing is contacted yet."""
+    """Connect everything the settings name. Nothing is contacted yet. SettingsInvalid for bad certificates."""
     url = settings.database_url
     engine = make_engine(url, pool_size=WORKERS, application="byline-gateway")
     bounds = {
@@ -75,6 +87,15 @@ def build_context(settings: Settings) -> GatewayContext:
     }
     catalog = CatalogStore(engine)
     registry = ReleaseRegistry(engine)
+    pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="gateway")
+    audit = AuditLog(engine, Keyring.parse(settings.signing_key))
+    guard = Guard(
+        KeyStore(engine) if settings.auth_mode == "keys" else None,
+        audit,
+        partial(_offload, pool),
+        rate_per_second=settings.rate_per_second,
+        project_rate_per_second=settings.project_rate_per_second,
+    )
     return GatewayContext(
         engine=engine,
         jobs=JobStore(engine, bounds),
@@ -83,8 +104,11 @@ def build_context(settings: Settings) -> GatewayContext:
         catalog=catalog,
         models=Models(catalog),
         releases=Manifests(registry),
-        changes=JobChanges(),
+        changes=JobChanges(guard.forget),
         tokens=PageTokens(derive_key(settings.page_token_key, url)),
         limits=Limits.of(settings),
-        pool=ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="gateway"),
+        pool=pool,
+        guard=guard,
+        audit=audit,
+        transport=transport_of(settings),
     )

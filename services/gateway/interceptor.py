@@ -1,7 +1,8 @@
-"""One interceptor around every call: deadline, typed errors, metrics and one log line for what went wrong.
+"""One interceptor around every call: deadline, admission, typed errors, metrics and one log line for what went wrong.
 
 Why it exists: handlers contain no ``context.abort`` and no timeout. gRPC has no default deadline, so a call
-without one gets ours; an exception that is not typed is a bug, and of a bug the client sees only an id.
+without one gets ours; an exception that is not typed is a bug, and of a bug the client sees only an id. Also what
+gRPC itself would refuse (an unknown method, bytes that are no message) is refused here, as a typed error.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from byline import tracing
+from byline.security.errors import MalformedRequest, MethodUnknown
+from byline.security.scopes import Principal
 from byline.telemetry import RPC_IN_FLIGHT
 from services.gateway import status as statuses
+from services.gateway.guard import Guard
 
 log = structlog.get_logger(__name__)
 
@@ -34,9 +41,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ``observe(method, code, seconds)`` is called once for each unary call; a stream may live for minutes.
     """
 
-    def __init__(self, max_call_s: float, observe: Observe) -> None:
+    def __init__(self, max_call_s: float, observe: Observe, guard: Guard) -> None:
         self._max_call_s = max_call_s
         self._observe = observe
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -46,17 +54,48 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Wrap the handler of one of our methods."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or not method.startswith(_OWN):
+        if not method.startswith(_OWN):
             return handler
+        if handler is None:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, _no_such_method(method)))
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _careful(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codec)
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, self._one(method, handler)), **codec)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), **codec)
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, self._many(method, handler)), **codec)
         return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codec)
+
+    def _one(self, method: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A handler of one request."""
+
+        async def admitted(request: Any, context: Any) -> Any:
+            principal = await self._guard.admit(method, _sound(request), context.invocation_metadata())
+            async with self._recorded(method, principal, request):
+                return await handler.unary_unary(request, context)
+
+        return admitted
+
+    def _many(self, method: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A handler of a stream of requests: the first one says for whom."""
+
+        async def admitted(requests: AsyncIterator[Any], context: Any) -> Any:
+            stream = aiter(requests)
+            first = await anext(stream, None)
+            await self._guard.admit(method, _sound(first), context.invocation_metadata())
+            return await handler.stream_unary(_rejoined(first, stream), context)
+
+        return admitted
+
+    @asynccontextmanager
+    async def _recorded(self, method: str, principal: Principal, request: Any) -> AsyncIterator[None]:
+        try:
+            yield
+        except Exception as error:
+            await self._guard.failed(method, principal, request, getattr(error, "reason", "INTERNAL"))
+            raise
 
     def _unary(
         self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]
@@ -88,8 +127,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                async for response in behavior(request, context):
-                    yield response
+                principal = await self._guard.admit(method, _sound(request), context.invocation_metadata())
+                with self._guard.stream(principal):
+                    async for response in behavior(request, context):
+                        yield response
             except Exception as error:
                 await _abort(context, self._status(method, error))
 
@@ -108,6 +149,43 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         error_id = uuid.uuid4().hex[:16]
         log.error("call_crashed", method=method, error_id=error_id, exc_info=error)
         return statuses.internal(error_id)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands for a request whose bytes are no message, until the error can be told."""
+
+
+def _careful(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC answers a failure in here with a status of its own, without reason."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _sound(request: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        raise MalformedRequest("request", "the bytes are not a message of this method: are the protos the server's?")
+    return request
+
+
+async def _rejoined(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    if first is not None:
+        yield first
+    async for message in rest:
+        yield _sound(message)
+
+
+def _no_such_method(method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def refuse(request: Any, context: Any) -> Any:
+        raise MethodUnknown(f"this server has no method {method[:200]}", method=method[:200])
+
+    return refuse
 
 
 def _span(context: Any) -> tracing.Trace:

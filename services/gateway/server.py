@@ -7,7 +7,6 @@ the watches (clients watch again elsewhere), let running calls finish, close.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from services.gateway.attribution_servicer import AttributionServicer
 from services.gateway.catalog_servicer import CatalogServicer
 from services.gateway.context import GatewayContext
 from services.gateway.health import Health
+from services.gateway.housekeeping import keep_house
 from services.gateway.interceptor import CallInterceptor
 from services.gateway.operator_servicer import OperatorServicer
 
@@ -66,13 +66,14 @@ class Gateway:
     address: str
     attribution: AttributionServicer
     health: Health
-    watching: asyncio.Task[None]
+    background: tuple[asyncio.Task[None], ...]
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
         """Drain and stop: ``notice_s`` for load balancers to notice, ``grace_s`` for running calls to end."""
         log.info("draining", notice_s=notice_s, grace_s=grace_s)
         await self.health.drain()
-        self.watching.cancel()
+        for task in self.background:
+            task.cancel()
         await asyncio.sleep(notice_s)
         self.attribution.drain()
         await self.server.stop(grace_s)
@@ -80,9 +81,15 @@ class Gateway:
 
 
 async def start(context: GatewayContext, address: str, database_url: str, *, reflect: bool = True) -> Gateway:
-    """Start serving on ``address``. SettingsInvalid if it cannot be bound."""
+    """Start serving on ``address``. SettingsInvalid if it cannot be bound, or would be open to strangers there.
+
+    Where keys are asked for, nobody is told what the API looks like: reflection would need none.
+    """
+    context.transport.check(address)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(MAX_CALL_S, _observe)], options=_OPTIONS, maximum_concurrent_rpcs=5_000
+        interceptors=[CallInterceptor(MAX_CALL_S, _observe, context.guard)],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=5_000,
     )
     attribution = AttributionServicer(context)
     health = Health(context, SERVICES)
@@ -90,24 +97,24 @@ async def start(context: GatewayContext, address: str, database_url: str, *, ref
     catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(context), server)  # type: ignore[no-untyped-call]
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorServicer(context), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    if reflect:
+    if reflect and not context.transport.keyed:
         own = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*SERVICES, own, reflection.SERVICE_NAME), server)
     host = address.rpartition(":")[0]
     try:
-        port = server.add_insecure_port(address)
+        tls = context.transport.credentials
+        port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
     except RuntimeError as error:
         raise SettingsInvalid(
             f"cannot listen on {address}: is another gateway running there?", address=address
         ) from error
-    if not _is_loopback(host):
-        log.warning("listening_without_tls", address=address, advice="put a TLS proxy in front, or bind to loopback")
     context.changes.start(database_url)
     await server.start()
     watching = asyncio.create_task(health.watch())
+    keeping = asyncio.create_task(keep_house(context))
     bound = f"{host}:{port}"
-    log.info("serving", address=bound, services=list(SERVICES))
-    return Gateway(server, bound, attribution, health, watching)
+    log.info("serving", address=bound, services=list(SERVICES), tls=tls is not None, keys=context.transport.keyed)
+    return Gateway(server, bound, attribution, health, (watching, keeping))
 
 
 async def serve(
@@ -125,12 +132,3 @@ async def serve(
 
 def _observe(method: str, code: str, seconds: float) -> None:
     RPC_SECONDS.labels(method.removeprefix("/attribution.v1."), code).observe(seconds)
-
-
-def _is_loopback(host: str) -> bool:
-    if host.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -20,8 +20,10 @@ from byline.errors import (
     ReleaseNotEligible,
     TierNotAvailable,
 )
+from byline.failpoints import failpoint
 from byline.jobs.model import Job, NewJob
 from byline.jobs.states import Tier
+from byline.security.scopes import current_principal
 from services.gateway.context import GatewayContext
 from services.gateway.requests import Asked
 
@@ -40,14 +42,19 @@ def submit_many(context: GatewayContext, many: Sequence[Asked], *, flush: bool =
     if len(many) == 1:  # two statements, mostly
         with single_statements(context.engine) as connection:
             _admit(context, connection, many[0])
+            failpoint("gateway.before_commit")
             job = context.jobs.create_alone(connection, _with_image(context, many[0]), flush=flush)
         if job is not None:
+            failpoint("gateway.after_commit")
             return [job]
     with transaction(context.engine) as connection:
         for asked in many:
             _admit(context, connection, asked)
         news = [_with_image(context, asked) for asked in many]
-        return [job for job, _ in context.jobs.create_within(connection, news, flush=flush)]
+        jobs = [job for job, _ in context.jobs.create_within(connection, news, flush=flush)]
+        failpoint("gateway.before_commit")
+    failpoint("gateway.after_commit")
+    return jobs
 
 
 def admit(context: GatewayContext, asked: Asked) -> None:
@@ -99,6 +106,7 @@ def _check(context: GatewayContext, connection: Connection, asked: Asked) -> Non
 
 
 def _with_image(context: GatewayContext, asked: Asked) -> NewJob:
+    principal = current_principal().name
     if asked.inline_image is None:
-        return asked.job
-    return replace(asked.job, image_sha256=context.blobs.put(asked.inline_image))
+        return replace(asked.job, principal=principal)
+    return replace(asked.job, principal=principal, image_sha256=context.blobs.put(asked.inline_image))
