@@ -62,7 +62,8 @@ QUERIES: Mapping[str, tuple[str, Sequence[str], str]] = {
     ),
     "byline_workers_draining": (
         "Live workers that an operator drains", [],
-        """SELECT count(*) FROM worker_reports w JOIN worker_drains d USING (worker_id)
+        """SELECT count(*) FROM worker_reports w
+        JOIN worker_drains d ON d.worker = regexp_replace(w.worker_id, ':[0-9]+$', '')
         WHERE w.last_seen > now() - make_interval(secs => :live)""",
     ),
     "byline_release_skew_workers": (

@@ -66,9 +66,6 @@ _OPERATOR = {
     "DrainWorker": Access(_ACT, audited=True),
     "ResumeWorker": Access(_ACT, audited=True),
     "ListJobEvents": Access(_LOOK, "name"),
-    "DrainWorker": Access(_ACT, audited=True),
-    "ResumeWorker": Access(_ACT, audited=True),
-    "ListJobEvents": Access(_LOOK, "name"),
 }
 #: Full method path, as gRPC gives it, to what it needs.
 ACCESS: dict[str, Access] = {

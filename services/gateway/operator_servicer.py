@@ -11,24 +11,20 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, text
-
 from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import operator_service_pb2 as wire
 from attribution.v1 import operator_service_pb2_grpc as rpc
 from attribution.v1 import release_pb2 as release_wire
-from byline.db.models import Base
 from byline.db.session import transaction
 from byline.errors import InvalidRequest
 from byline.jobs.outbox import StageDepth
 from byline.jobs.states import Stage
-from services.gateway import convert, names, reading
+from services.gateway import convert, fleet, names, reading
 from services.gateway.context import GatewayContext
 from services.gateway.paging import page_size
 
-_reports = Base.metadata.tables["worker_reports"]
-#: A worker silent for longer than this is not listed.
-_SILENT = "5 minutes"
+#: The parent that stands for every project (AIP-159).
+ALL_PROJECTS = "projects/-"
 
 
 class OperatorServicer(rpc.OperatorServiceServicer):
@@ -66,7 +62,7 @@ class OperatorServicer(rpc.OperatorServiceServicer):
 
     async def ListDeadJobs(self, request: wire.ListDeadJobsRequest, context: Any) -> wire.ListDeadJobsResponse:
         """Jobs that used up their attempts."""
-        project_id = names.parse_project(request.parent)
+        project_id = None if request.parent == ALL_PROJECTS else names.parse_project(request.parent)
         jobs = await self._context.offload(self._context.jobs.dead, project_id, page_size(request.page_size))
         messages = await self._context.offload(reading.render_all, self._context, jobs, with_answers=False)
         return wire.ListDeadJobsResponse(attribution_jobs=messages)
@@ -93,6 +89,30 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         """Dispatch a stage again."""
         return await self._context.offload(self._set_paused, _stage(request.stage), False)
 
+    async def DrainWorker(self, request: wire.DrainWorkerRequest, context: Any) -> wire.Worker:
+        """Let one worker take no new work."""
+        return await self._context.offload(fleet.drain, self._context.engine, request.worker_id, request.reason)
+
+    async def ResumeWorker(self, request: wire.ResumeWorkerRequest, context: Any) -> wire.Worker:
+        """Let a drained worker take work again."""
+        return await self._context.offload(fleet.resume, self._context.engine, request.worker_id)
+
+    async def ListJobEvents(self, request: wire.ListJobEventsRequest, context: Any) -> wire.ListJobEventsResponse:
+        """What happened to a job."""
+        project_id, job_id = names.parse_job(request.name)
+        job = await self._context.offload(self._context.jobs.get, project_id, job_id)  # also a ranking job
+        events = await self._context.offload(self._context.jobs.events, job.id)
+        return wire.ListJobEventsResponse(
+            events=[
+                wire.JobEvent(
+                    time=convert.timestamp(event.at), from_state=event.from_state or "", to_state=event.to_state,
+                    stage=event.stage, actor=event.actor, fence=event.fence, reason=event.reason,
+                )
+                for event in events
+            ],
+            traceparent=job.traceparent or "",
+        )  # fmt: skip
+
     def _list_releases(self, model_id: str) -> wire.ListReleasesResponse:
         self._context.catalog.model(model_id)  # ModelNotFound
         active = self._context.registry.active(model_id)
@@ -102,17 +122,8 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         )
 
     def _queue_status(self) -> wire.QueueStatus:
-        recent = select(_reports).where(_reports.c.last_seen > text(f"now() - interval '{_SILENT}'"))
         with transaction(self._context.engine) as connection:
-            rows = connection.execute(recent.order_by(_reports.c.worker_id)).mappings().all()
-        workers = [
-            wire.Worker(
-                worker_id=row["worker_id"], queue=row["queue"], release_id=row["release_id"] or "",
-                error=row["error"] or "", start_time=convert.timestamp(row["started_at"]),
-                last_seen_time=convert.timestamp(row["last_seen"]),
-            )
-            for row in rows
-        ]  # fmt: skip
+            workers = fleet.workers(connection)
         return wire.QueueStatus(stages=[_status(depth) for depth in self._context.jobs.depths()], workers=workers)
 
     def _set_paused(self, stage: Stage, paused: bool) -> wire.StageStatus:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,14 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
 from byline.config import Settings
 from byline.db import make_engine
-from byline.db.listen import QUEUED, WITHDRAWALS, Listener
+from byline.db.listen import DELTAS, QUEUED, WITHDRAWALS, Listener
 from byline.errors import DatabaseUnavailable, TierNotAvailable
 from byline.jobs import Claim, Stage
 from byline.jobs.batch import BatchRunner
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
 from byline.telemetry import get_logger, start_metrics
+from services.workers.drain import DrainWatch
 from services.workers.pump import LookupPump, Turns
 from services.workers.report import WorkerReports, WorkerState
 
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: One for the stage, one for its heartbeat, one for the report, one for the release watch. (Listeners have their own.)
-_POOL_SIZE = 4
+#: One for the stage, one for its heartbeat, one for the report, one for the release watch, one for the drain watch.
+#: (Listeners have their own.)
+_POOL_SIZE = 5
 #: A client's job that waits so long for the slow queue, though its doorbell was rung, finds no idle worker.
 _WAITED_S = 1.0
 
@@ -48,8 +50,10 @@ class WorkerChild:
     """
 
     def __init__(
-        self, queue: str, settings: Settings, worker_id: str, stopping: threading.Event, *, metrics_port: int = 0
-    ) -> None:
+        self, queue: str, settings: Settings, worker_id: str, stopping: threading.Event, *, metrics_port: int = 0,
+        consume: Callable[[bool], None] = lambda consuming: None,
+    ) -> None:  # fmt: skip
+        """``consume`` tells the parent whether to take doorbells: not while an operator drains this worker."""
         self._queue = queue
         self._settings = settings
         self._metrics_port = metrics_port
@@ -73,6 +77,9 @@ class WorkerChild:
         self._serving: Serving | None = None
         self._bench: TeacherBench | None = None
         self._stages: Mapping[Stage, Work] = {}
+        self._drain = DrainWatch(
+            self._engine, worker_id.rpartition(":")[0], stopping, idle=lambda: not len(self._turn), consume=consume
+        )
         self._reports = WorkerReports(self._engine, worker_id, queue=queue, pid=os.getpid(), state=self._state)
 
     def start(self) -> None:
@@ -91,6 +98,7 @@ class WorkerChild:
         if self._bench is not None:
             self._bench.try_to_load()
         self._reports.start(self._settings.heartbeat_seconds)
+        self._drain.start()
         if self._pump is not None and self._listener is not None:
             self._listener.start()
             self._pump.start()
@@ -138,6 +146,7 @@ class WorkerChild:
     # -- how a worker is put together -----------------------------------------------------------
 
     def _lookup_stages(self) -> Mapping[Stage, Work]:
+        from byline.releases.delta import Deltas, DeltaStore
         from byline.releases.registry import ReleaseRegistry
         from services.workers.lookup import LookupStage
         from services.workers.serving import Serving
@@ -145,6 +154,7 @@ class WorkerChild:
 
         settings = self._settings
         withdrawn = WithdrawnItems(self._withdrawn, time.monotonic)
+        deltas = Deltas(DeltaStore(self._engine), time.monotonic)
         pump = self._pump = LookupPump(
             self._take_waiting, self._turn, self._stopping,
             begin=lambda: torch.set_num_threads(settings.torch_threads),  # the count belongs to each thread
@@ -153,14 +163,18 @@ class WorkerChild:
         def heard(channel: str, payload: str) -> None:
             if channel == WITHDRAWALS:
                 withdrawn.changed()
+            elif channel == DELTAS:
+                deltas.changed()
             elif payload == Stage.LOOKUP.value:
                 pump.wake()
 
         def connected() -> None:
             withdrawn.changed()
+            deltas.changed()
             pump.wake()
 
-        self._listener = Listener(settings.database_url, [QUEUED, WITHDRAWALS], self._stopping, heard, connected)
+        channels = [QUEUED, WITHDRAWALS, DELTAS]
+        self._listener = Listener(settings.database_url, channels, self._stopping, heard, connected)
         self._serving = Serving(
             registry=ReleaseRegistry(self._engine),
             settings=settings,
@@ -174,12 +188,13 @@ class WorkerChild:
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             clock=time.perf_counter,
+            deltas=deltas,
         )
         return {Stage.LOOKUP: lookup}
 
     def _take_waiting(self) -> bool:
         """Take lookups that wait, without a doorbell; returns whether more may wait (or another word of them comes)."""
-        if self._lookup is None or self._serving is None or not self._usable():
+        if self._lookup is None or self._serving is None or self._drain.draining or not self._usable():
             return False
         release_id = self._serving.current_id()
         if release_id is None:

@@ -39,6 +39,8 @@ class WorkerProcess:
         self._name = name or f"{queue}-{os.getpid()}"
         self._child: WorkerChild | None = None
         self._stop_read, self._stop_write = os.pipe()
+        self._consume_read, self._consume_write = os.pipe()
+        self._ending = False
         self.app = self._celery()
 
     def run(self) -> int:
@@ -65,6 +67,7 @@ class WorkerProcess:
             without_mingle=True,
             quiet=True,
         )
+        threading.Thread(target=self._watch_child, args=(worker,), name="consume-watch", daemon=True).start()
         log.info("worker_starting", queue=self._queue, worker=self._name, pid=os.getpid())
         worker.start()
         log.info("worker_stopped", queue=self._queue, worker=self._name, exitcode=worker.exitcode or 0)
@@ -88,6 +91,7 @@ class WorkerProcess:
 
     def _child_started(self, **_: Any) -> None:
         os.close(self._stop_write)
+        os.close(self._consume_read)
         stopping = threading.Event()
         threading.Thread(target=self._watch_parent, args=(stopping,), name="stop-watch", daemon=True).start()
         try:
@@ -102,7 +106,8 @@ class WorkerProcess:
         from services.workers.child import WorkerChild
 
         worker_id = f"{self._name}@{socket.gethostname()}:{os.getpid()}"
-        child = WorkerChild(self._queue, self._settings, worker_id, stopping, metrics_port=self._metrics_port)
+        child = WorkerChild(self._queue, self._settings, worker_id, stopping, metrics_port=self._metrics_port,
+                            consume=lambda consuming: self._tell_parent(consuming))  # fmt: skip
         child.start()
         return child
 
@@ -110,9 +115,24 @@ class WorkerProcess:
         os.read(self._stop_read, 1)  # a byte: stop asked; end of file: the parent is gone
         stopping.set()
 
+    def _tell_parent(self, consuming: bool) -> None:
+        os.write(self._consume_write, b"+" if consuming else b"-")
+
+    def _watch_child(self, worker: Any) -> None:
+        """In the parent: take doorbells, or leave them to other workers, as the child says."""
+        while said := os.read(self._consume_read, 1):
+            consumer, wanted = worker.consumer, said == b"+"
+            tasks = None if consumer is None else consumer.task_consumer
+            if self._ending or tasks is None or tasks.consuming_from(self._queue) is wanted:
+                continue  # as it should be, or not connected: the child says it again at its next look
+            change = consumer.add_task_queue if wanted else consumer.cancel_task_queue
+            consumer.call_soon(change, self._queue)  # on Celery's own thread
+            log.info("doorbells_taken" if wanted else "doorbells_left_to_others", worker=self._name)
+
     def _child_ends(self, **_: Any) -> None:
         if self._child is not None:
             self._child.close()
 
     def _shutting_down(self, **_: Any) -> None:
+        self._ending = True
         os.write(self._stop_write, b"\0")

@@ -91,6 +91,13 @@ class ReleaseNotFound(BylineError):
     code = "NOT_FOUND"
 
 
+class WorkerNotFound(BylineError):
+    """No live worker has this id."""
+
+    reason = "WORKER_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
 class BlobNotFound(BylineError):
     """No blob with this digest is stored."""
 
@@ -244,6 +251,13 @@ class ItemNotFound(BylineError):
     """No such item in this corpus; a withdrawn item does not exist for callers."""
 
     reason = "ITEM_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class ReceiptNotFound(BylineError):
+    """No withdrawal has such a receipt."""
+
+    reason = "RECEIPT_NOT_FOUND"
     code = "NOT_FOUND"
 
 

@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%attribution/v1/operator_service.proto\x12\x0e\x61ttribution.v1\x1a$attribution/v1/attribution_job.proto\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13ListReleasesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"p\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.attribution.v1.Release\x12-\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\"f\n\x16\x41\x63tivateReleaseRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"g\n\x16RollbackReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"\x17\n\x15GetQueueStatusRequest\"c\n\x0bQueueStatus\x12+\n\x06stages\x18\x01 \x03(\x0b\x32\x1b.attribution.v1.StageStatus\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.attribution.v1.Worker\"}\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12.\n\x0boldest_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\xb1\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13ListDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14ListDeadJobsResponse\x12\x38\n\x10\x61ttribution_jobs\x18\x01 \x03(\x0b\x32\x1e.attribution.v1.AttributionJob\")\n\x13RetryDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"+\n\x15\x44iscardDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"(\n\x11PauseStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x12ResumeStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\x9d\x06\n\x0fOperatorService\x12Y\n\x0cListReleases\x12#.attribution.v1.ListReleasesRequest\x1a$.attribution.v1.ListReleasesResponse\x12X\n\x0f\x41\x63tivateRelease\x12&.attribution.v1.ActivateReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12X\n\x0fRollbackRelease\x12&.attribution.v1.RollbackReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12T\n\x0eGetQueueStatus\x12%.attribution.v1.GetQueueStatusRequest\x1a\x1b.attribution.v1.QueueStatus\x12Y\n\x0cListDeadJobs\x12#.attribution.v1.ListDeadJobsRequest\x1a$.attribution.v1.ListDeadJobsResponse\x12S\n\x0cRetryDeadJob\x12#.attribution.v1.RetryDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12W\n\x0e\x44iscardDeadJob\x12%.attribution.v1.DiscardDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12L\n\nPauseStage\x12!.attribution.v1.PauseStageRequest\x1a\x1b.attribution.v1.StageStatus\x12N\n\x0bResumeStage\x12\".attribution.v1.ResumeStageRequest\x1a\x1b.attribution.v1.StageStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%attribution/v1/operator_service.proto\x12\x0e\x61ttribution.v1\x1a$attribution/v1/attribution_job.proto\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13ListReleasesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"p\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.attribution.v1.Release\x12-\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\"f\n\x16\x41\x63tivateReleaseRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"g\n\x16RollbackReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05\x65poch\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_epoch\"\x17\n\x15GetQueueStatusRequest\"c\n\x0bQueueStatus\x12+\n\x06stages\x18\x01 \x03(\x0b\x32\x1b.attribution.v1.StageStatus\x12\'\n\x07workers\x18\x02 \x03(\x0b\x32\x16.attribution.v1.Worker\"}\n\x0bStageStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12.\n\x0boldest_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\xf5\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x30\n\x0c\x64rained_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13ListDeadJobsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14ListDeadJobsResponse\x12\x38\n\x10\x61ttribution_jobs\x18\x01 \x03(\x0b\x32\x1e.attribution.v1.AttributionJob\")\n\x13RetryDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"+\n\x15\x44iscardDeadJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"(\n\x11PauseStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x12ResumeStageRequest\x12\x13\n\x05stage\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x12\x44rainWorkerRequest\x12\x17\n\tworker_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\".\n\x13ResumeWorkerRequest\x12\x17\n\tworker_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"*\n\x14ListJobEventsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"V\n\x15ListJobEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.attribution.v1.JobEvent\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x97\x01\n\x08JobEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfrom_state\x18\x02 \x01(\t\x12\x10\n\x08to_state\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t2\x93\x08\n\x0fOperatorService\x12Y\n\x0cListReleases\x12#.attribution.v1.ListReleasesRequest\x1a$.attribution.v1.ListReleasesResponse\x12X\n\x0f\x41\x63tivateRelease\x12&.attribution.v1.ActivateReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12X\n\x0fRollbackRelease\x12&.attribution.v1.RollbackReleaseRequest\x1a\x1d.attribution.v1.ActiveRelease\x12T\n\x0eGetQueueStatus\x12%.attribution.v1.GetQueueStatusRequest\x1a\x1b.attribution.v1.QueueStatus\x12Y\n\x0cListDeadJobs\x12#.attribution.v1.ListDeadJobsRequest\x1a$.attribution.v1.ListDeadJobsResponse\x12S\n\x0cRetryDeadJob\x12#.attribution.v1.RetryDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12W\n\x0e\x44iscardDeadJob\x12%.attribution.v1.DiscardDeadJobRequest\x1a\x1e.attribution.v1.AttributionJob\x12L\n\nPauseStage\x12!.attribution.v1.PauseStageRequest\x1a\x1b.attribution.v1.StageStatus\x12N\n\x0bResumeStage\x12\".attribution.v1.ResumeStageRequest\x1a\x1b.attribution.v1.StageStatus\x12I\n\x0b\x44rainWorker\x12\".attribution.v1.DrainWorkerRequest\x1a\x16.attribution.v1.Worker\x12K\n\x0cResumeWorker\x12#.attribution.v1.ResumeWorkerRequest\x1a\x16.attribution.v1.Worker\x12\\\n\rListJobEvents\x12$.attribution.v1.ListJobEventsRequest\x1a%.attribution.v1.ListJobEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,6 +62,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSESTAGEREQUEST'].fields_by_name['stage']._serialized_options = b'\342A\001\002'
   _globals['_RESUMESTAGEREQUEST'].fields_by_name['stage']._loaded_options = None
   _globals['_RESUMESTAGEREQUEST'].fields_by_name['stage']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['worker_id']._loaded_options = None
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['worker_id']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMEWORKERREQUEST'].fields_by_name['worker_id']._loaded_options = None
+  _globals['_RESUMEWORKERREQUEST'].fields_by_name['worker_id']._serialized_options = b'\342A\001\002'
+  _globals['_LISTJOBEVENTSREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_LISTJOBEVENTSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTRELEASESREQUEST']._serialized_start=223
   _globals['_LISTRELEASESREQUEST']._serialized_end=266
   _globals['_LISTRELEASESRESPONSE']._serialized_start=268
@@ -77,19 +85,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGESTATUS']._serialized_start=717
   _globals['_STAGESTATUS']._serialized_end=842
   _globals['_WORKER']._serialized_start=845
-  _globals['_WORKER']._serialized_end=1022
-  _globals['_LISTDEADJOBSREQUEST']._serialized_start=1024
-  _globals['_LISTDEADJOBSREQUEST']._serialized_end=1092
-  _globals['_LISTDEADJOBSRESPONSE']._serialized_start=1094
-  _globals['_LISTDEADJOBSRESPONSE']._serialized_end=1174
-  _globals['_RETRYDEADJOBREQUEST']._serialized_start=1176
-  _globals['_RETRYDEADJOBREQUEST']._serialized_end=1217
-  _globals['_DISCARDDEADJOBREQUEST']._serialized_start=1219
-  _globals['_DISCARDDEADJOBREQUEST']._serialized_end=1262
-  _globals['_PAUSESTAGEREQUEST']._serialized_start=1264
-  _globals['_PAUSESTAGEREQUEST']._serialized_end=1304
-  _globals['_RESUMESTAGEREQUEST']._serialized_start=1306
-  _globals['_RESUMESTAGEREQUEST']._serialized_end=1347
-  _globals['_OPERATORSERVICE']._serialized_start=1350
-  _globals['_OPERATORSERVICE']._serialized_end=2147
+  _globals['_WORKER']._serialized_end=1090
+  _globals['_LISTDEADJOBSREQUEST']._serialized_start=1092
+  _globals['_LISTDEADJOBSREQUEST']._serialized_end=1160
+  _globals['_LISTDEADJOBSRESPONSE']._serialized_start=1162
+  _globals['_LISTDEADJOBSRESPONSE']._serialized_end=1242
+  _globals['_RETRYDEADJOBREQUEST']._serialized_start=1244
+  _globals['_RETRYDEADJOBREQUEST']._serialized_end=1285
+  _globals['_DISCARDDEADJOBREQUEST']._serialized_start=1287
+  _globals['_DISCARDDEADJOBREQUEST']._serialized_end=1330
+  _globals['_PAUSESTAGEREQUEST']._serialized_start=1332
+  _globals['_PAUSESTAGEREQUEST']._serialized_end=1372
+  _globals['_RESUMESTAGEREQUEST']._serialized_start=1374
+  _globals['_RESUMESTAGEREQUEST']._serialized_end=1415
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1417
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1484
+  _globals['_RESUMEWORKERREQUEST']._serialized_start=1486
+  _globals['_RESUMEWORKERREQUEST']._serialized_end=1532
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=1534
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=1576
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1578
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1664
+  _globals['_JOBEVENT']._serialized_start=1667
+  _globals['_JOBEVENT']._serialized_end=1818
+  _globals['_OPERATORSERVICE']._serialized_start=1821
+  _globals['_OPERATORSERVICE']._serialized_end=2864
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,21 @@ class OperatorServiceStub:
                 request_serializer=attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
                 _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/attribution.v1.OperatorService/DrainWorker',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.Worker.FromString,
+                _registered_method=True)
+        self.ResumeWorker = channel.unary_unary(
+                '/attribution.v1.OperatorService/ResumeWorker',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.ResumeWorkerRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.Worker.FromString,
+                _registered_method=True)
+        self.ListJobEvents = channel.unary_unary(
+                '/attribution.v1.OperatorService/ListJobEvents',
+                request_serializer=attribution_dot_v1_dot_operator__service__pb2.ListJobEventsRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_operator__service__pb2.ListJobEventsResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -153,6 +168,28 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainWorker(self, request, context):
+        """Lets one worker take no new work. What it runs it finishes; it stays up, idle, until ResumeWorker or until somebody
+        stops it. Jobs go to the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorker(self, request, context):
+        """Lets a drained worker take work again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobEvents(self, request, context):
+        """Everything that happened to a job, oldest first: why it waits, who ran it, how often.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +237,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ResumeStage,
                     request_deserializer=attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_operator__service__pb2.StageStatus.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.Worker.SerializeToString,
+            ),
+            'ResumeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorker,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.ResumeWorkerRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.Worker.SerializeToString,
+            ),
+            'ListJobEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobEvents,
+                    request_deserializer=attribution_dot_v1_dot_operator__service__pb2.ListJobEventsRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_operator__service__pb2.ListJobEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -446,6 +498,87 @@ class OperatorService:
             '/attribution.v1.OperatorService/ResumeStage',
             attribution_dot_v1_dot_operator__service__pb2.ResumeStageRequest.SerializeToString,
             attribution_dot_v1_dot_operator__service__pb2.StageStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.OperatorService/DrainWorker',
+            attribution_dot_v1_dot_operator__service__pb2.DrainWorkerRequest.SerializeToString,
+            attribution_dot_v1_dot_operator__service__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.OperatorService/ResumeWorker',
+            attribution_dot_v1_dot_operator__service__pb2.ResumeWorkerRequest.SerializeToString,
+            attribution_dot_v1_dot_operator__service__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.OperatorService/ListJobEvents',
+            attribution_dot_v1_dot_operator__service__pb2.ListJobEventsRequest.SerializeToString,
+            attribution_dot_v1_dot_operator__service__pb2.ListJobEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,7 @@ CHUNK_BYTES = 256 * 1024
 #: not: an answer can be lost after the change was made, and a second rollback would undo the first.
 _REPEATABLE_OPERATOR_CALLS = (
     "ListReleases", "GetQueueStatus", "ListDeadJobs", "RetryDeadJob", "DiscardDeadJob", "PauseStage", "ResumeStage",
+    "DrainWorker", "ResumeWorker", "ListJobEvents",
 )  # fmt: skip
 SERVICE_CONFIG = json.dumps(
     {

@@ -264,6 +264,9 @@ class WorkerStatus:
     error: str
     start_time: datetime | None
     last_seen_time: datetime | None
+    #: An operator drains it; ``drained_time`` is since when it holds nothing.
+    draining: bool = False
+    drained_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

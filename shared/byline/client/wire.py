@@ -143,19 +143,21 @@ def active_release(message: release_wire.ActiveRelease) -> values.ActiveRelease:
 
 def queue_status(message: operator_wire.QueueStatus) -> values.QueueStatus:
     """Stages and workers."""
-    stages = tuple(
-        values.StageStatus(
-            s.stage, s.queued, s.running, s.oldest_wait.ToTimedelta() if s.HasField("oldest_wait") else None, s.paused
-        )
-        for s in message.stages
-    )
-    workers = tuple(
-        values.WorkerStatus(
-            w.worker_id, w.queue, w.release_id, w.error, _time(w, "start_time"), _time(w, "last_seen_time")
-        )
-        for w in message.workers
-    )
-    return values.QueueStatus(stages, workers)
+    return values.QueueStatus(tuple(map(stage_status, message.stages)), tuple(map(worker_status, message.workers)))
+
+
+def stage_status(message: operator_wire.StageStatus) -> values.StageStatus:
+    """How a stage stands."""
+    waited = message.oldest_wait.ToTimedelta() if message.HasField("oldest_wait") else None
+    return values.StageStatus(message.stage, message.queued, message.running, waited, message.paused)
+
+
+def worker_status(message: operator_wire.Worker) -> values.WorkerStatus:
+    """One worker."""
+    return values.WorkerStatus(
+        message.worker_id, message.queue, message.release_id, message.error, _time(message, "start_time"),
+        _time(message, "last_seen_time"), message.draining, _time(message, "drained_time"),
+    )  # fmt: skip
 
 
 def withdrawal(message: catalog_wire.WithdrawalReceipt) -> values.Withdrawal:

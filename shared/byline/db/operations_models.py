@@ -16,12 +16,13 @@ from byline.db.models import NOW, Base
 class WorkerDrainRow(Base):
     """A worker that is to take no new work (written by the gateway); no row means that it works.
 
-    ``drained_at`` is set by the worker once it holds nothing and consumes nothing.
+    ``worker`` is its id without the child's process id: a child that is replaced meanwhile stays drained.
+    ``drained_at`` is set by the worker once it holds nothing.
     """
 
     __tablename__ = "worker_drains"
 
-    worker_id: Mapped[str] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(primary_key=True)
     asked_at: Mapped[datetime] = mapped_column(server_default=NOW)
     reason: Mapped[str] = mapped_column(server_default="")
     drained_at: Mapped[datetime | None]

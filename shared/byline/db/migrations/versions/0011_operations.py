@@ -19,11 +19,11 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("traceparent", sa.Text(), nullable=True))
     op.create_table(
         "worker_drains",
-        sa.Column("worker_id", sa.Text(), nullable=False),
+        sa.Column("worker", sa.Text(), nullable=False),
         sa.Column("asked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("reason", sa.Text(), server_default="", nullable=False),
         sa.Column("drained_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("worker_id", name=op.f("pk_worker_drains")),
+        sa.PrimaryKeyConstraint("worker", name=op.f("pk_worker_drains")),
     )
 
 
