@@ -6,6 +6,7 @@ Why it exists: this is the only part of curation that needs torch; the loop and 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,16 @@ from byline.catalog.decode import encode_png
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
 from byline.features.extractor import FeatureExtractor
-from byline.features.registry import GRADIENT
+from byline.features.registry import GRADIENT, load_encoder
+from byline.features.spec import SEPARATOR
 from byline.rankings.features import LabelFeatures
 from byline.teachers.ranking import ignore_progress
-from services.curation.plan import PlannedQuery, choose_candidates
+from services.curation.head import Heads
+from services.curation.plan import PlannedQuery
+from services.curation.shortlist import Shortlist, choose_shortlist
+
+#: Encoders of prompts alone; the first is the one whose weights are always installed.
+TEXT_ENCODERS = ("minilm", "clip_text")
 
 
 class Generator:
@@ -35,8 +42,35 @@ class Generator:
         return encode_png(picture)
 
 
+class PromptRows:
+    """Unit feature rows of prompts by the text encoder of a spec, or the built-in one; remembered by prompt."""
+
+    def __init__(self, spec: str, device: str, *, kept: int = 50_000) -> None:
+        named = [name for name in spec.split(SEPARATOR) if name in TEXT_ENCODERS]
+        self._encoder = load_encoder((named or [TEXT_ENCODERS[0]])[0], device=device)
+        self._kept = kept
+        self._rows: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def encoder(self) -> str:
+        """Name and preprocessing hash: rows of two encoders cannot be compared."""
+        return f"{self._encoder.name}/{self._encoder.preprocessing_hash}"
+
+    def __call__(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, d] in the order of ``prompts``, of which there must be at least one."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if len(self._rows) + len(missing) > self._kept:
+            self._rows.clear()
+            missing = list(dict.fromkeys(prompts))
+        if missing:
+            rows = np.asarray(self._encoder.encode([], missing), dtype=np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9
+            self._rows.update(zip(missing, rows, strict=True))
+        return np.stack([self._rows[prompt] for prompt in prompts])
+
+
 class Prefilter:
-    """The nearest items by raw features, and a random share from outside them."""
+    """The nearest items by raw features and by the head that answers now, and a random share from outside them."""
 
     def __init__(
         self,
@@ -47,6 +81,7 @@ class Prefilter:
         *,
         count: int,
         explore_share: float,
+        heads: Heads | None = None,
     ) -> None:
         self._catalog = catalog
         self._features = features
@@ -54,18 +89,24 @@ class Prefilter:
         self._corpus_id = corpus_id
         self._count = count
         self._explore_share = explore_share
+        self._heads = heads
 
-    def __call__(self, planned: PlannedQuery, picture: bytes) -> NDArray[np.int64]:
-        """Ids to rank, ascending. Items that were withdrawn are not among them."""
+    def __call__(self, planned: PlannedQuery, picture: bytes) -> Shortlist:
+        """Items to rank, and where they came from. Items that were withdrawn are not among them."""
         items = self._catalog.items(self._corpus_id)
         ids = np.array([item.item_id for item in items], dtype=np.int64)
         image = Image.open(io.BytesIO(picture)).convert("RGB")
-        return choose_candidates(
-            self._extractor.extract([image], [planned.prompt])[0],
+        query = self._extractor.extract([image], [planned.prompt])[0]
+        rows = self._features.of_items(items, ignore_progress)
+        head = None if self._heads is None else self._heads.active()
+        return choose_shortlist(
+            query,
             ids,
-            self._features.of_items(items, ignore_progress),
+            rows,
             count=self._count,
             explore_share=self._explore_share,
-            seed=planned.seed,
+            seed=planned.seed % (1 << 63),
             direct=self._extractor.spec.columns(GRADIENT),
+            head_scores=None if head is None else head.scores(query, ids, rows),
+            release_id=None if head is None else head.release_id,
         )

@@ -7,12 +7,12 @@ makes it and whenever: the live service and the script behind the demo's snapsho
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from byline.catalog.items import Item
 
@@ -23,12 +23,23 @@ _NOTHING_STORED: Mapping[str, Collection[str]] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class PlannedQuery:
-    """A prompt to generate from: its seed, the group it must not leak across, and its split."""
+    """A prompt to generate from: its seed, the group it must not leak across, and its split.
+
+    ``source``: corpus, file or live. A live one has a picture already, ``image_sha256``, and the job it came from.
+    ``chosen_for`` and ``chance`` say why it was taken (``byline.db.curation_models.PURPOSES``), once it was.
+    """
 
     prompt: str
     seed: int
     near_duplicate_group: int
     split: str
+    source: str = "corpus"
+    image_sha256: str | None = None
+    asked_by: uuid.UUID | None = None
+    #: The release that answered the live query; None: the one active when its candidates are chosen.
+    release_id: str | None = None
+    chosen_for: str = "uniform"
+    chance: float | None = None
 
 
 def split_of(near_duplicate_group: int) -> str:
@@ -109,36 +120,3 @@ def plan_queries(
                 yield PlannedQuery(caption, seed * 1_000_000 + number, group, split)
             # Counted when passed over, too: the seeds of the others stay as they are.
             number += 1
-
-
-def choose_candidates(
-    query_features: NDArray[np.float32],
-    item_ids: NDArray[np.int64],
-    item_features: NDArray[np.float32],
-    *,
-    count: int,
-    explore_share: float,
-    seed: int,
-    direct: slice | None = None,
-) -> NDArray[np.int64]:
-    """Ids to rank: the nearest by raw features, plus a random share from *outside* the nearest.
-
-    ``query_features`` [d], ``item_features`` [n, d]. The random share (``explore_share`` of
-    ``count``) gives an unbiased estimate of what the pruning misses. Nearest by the inner product of the columns
-    ``direct``, where there are such: they estimate influence by themselves. Else by cosine, standardised per dimension
-    first: otherwise one block of features decides alone. Ties by item id.
-    """
-    if count >= len(item_ids):
-        return np.sort(item_ids)
-    if direct is not None:
-        nearness = item_features[:, direct] @ query_features[direct]
-    else:
-        mean, deviation = item_features.mean(0), item_features.std(0) + 1e-6
-        items = (item_features - mean) / deviation
-        query = (query_features - mean) / deviation
-        nearness = items @ query / (np.linalg.norm(items, axis=1) * np.linalg.norm(query) + 1e-9)
-    order = np.lexsort((item_ids, -nearness))
-    explored = min(round(count * explore_share), len(item_ids) - count)
-    nearest, rest = order[: count - explored], order[count - explored :]
-    random = np.random.default_rng(seed).choice(rest, size=explored, replace=False)
-    return np.sort(item_ids[np.concatenate([nearest, random])])

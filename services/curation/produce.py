@@ -12,18 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, text
 
 from byline.catalog.blobs import BlobStore
 from byline.db.models import Base
 from byline.db.session import transaction
+from byline.failpoints import failpoint
 from byline.jobs.model import NewJob
 from byline.jobs.states import TERMINAL, Kind, Tier
 from byline.jobs.store import JobStore
-from byline.rankings.store import RankingStore
+from byline.rankings.curated import (
+    Repeatable,
+    StoredShortlist,
+    active_release_id,
+    add_choice,
+    add_repeat,
+    add_shortlist,
+)
+from byline.rankings.live import intake_asked
+from byline.rankings.store import REPEAT_PREFIX, RankingStore
 from services.curation.plan import PlannedQuery
+from services.curation.shortlist import Shortlist
 
 #: Ranking jobs belong to no client; quotas and listings of clients never see them.
 PROJECT = "byline-curation"
@@ -44,14 +53,16 @@ class Labelling:
     teacher: str
     draws: int
     teacher_settings: Mapping[str, Any]
+    #: Of the noise of a label that repeats another; fixed, so that workers keep one teacher more and not many.
+    repeat_seed: int = 104_729
 
 
 @dataclass(frozen=True)
 class Producer:
     """Turns planned queries into ranking jobs.
 
-    ``generate`` gives PNG bytes of one sample; ``candidates`` the item ids to rank for it, None for the whole
-    corpus (then nothing is chosen by picture).
+    ``generate`` gives PNG bytes of one sample (of a live query: those the client sent); ``candidates`` the items to
+    rank for it, None for the whole corpus (then nothing is chosen by picture).
     """
 
     engine: Engine
@@ -61,7 +72,7 @@ class Producer:
     model_id: str
     labelling: Labelling
     generate: Callable[[PlannedQuery], bytes]
-    candidates: Callable[[PlannedQuery, bytes], NDArray[np.int64]] | None
+    candidates: Callable[[PlannedQuery, bytes], Shortlist] | None
     job_ttl_s: float
     #: Whether the service is to end: then what is generated so far becomes a job, and the rest another day.
     stopping: Callable[[], bool] = lambda: False
@@ -89,10 +100,13 @@ class Producer:
         for planned in batch:
             if pictures and self.stopping():
                 break
-            pictures.append(self.generate(planned))
+            pictures.append(self._picture(planned))
+        failpoint("curation.after_generate")
         batch = batch[: len(pictures)]
-        lists = [self._candidates(planned, picture) for planned, picture in zip(batch, pictures, strict=True)]
+        shortlists = [self._shortlist(planned, picture) for planned, picture in zip(batch, pictures, strict=True)]
+        lists = [None if one is None else [str(i) for i in one.item_ids.tolist()] for one in shortlists]
         digests = [self.blobs.put(picture) for picture in pictures]
+        failpoint("curation.after_blobs")
         with transaction(self.engine) as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             ids = [
@@ -104,10 +118,17 @@ class Producer:
                     split=planned.split,
                     near_duplicate_group=planned.near_duplicate_group,
                     image_sha256=digest,
-                    source="corpus",
+                    source=planned.source,
                 )
                 for planned, digest in zip(batch, digests, strict=True)
             ]
+            failpoint("curation.after_queries")
+            for planned, query_id in zip(batch, ids, strict=True):
+                # A live query is a test of the release that answered it, any other of the one that answers now.
+                release = planned.release_id or active_release_id(connection, self.model_id)
+                add_choice(connection, query_id, self.model_id, planned.chosen_for, planned.chance, release)
+                if planned.asked_by is not None:
+                    intake_asked(connection, planned.asked_by, query_id)
             taken = _open_jobs(connection, ids)
             left = [number for number, query_id in enumerate(ids) if query_id not in taken]
             if not left:
@@ -115,7 +136,35 @@ class Producer:
             new = self._job(
                 connection, batch[left[0]].prompt, [ids[number] for number in left], [lists[number] for number in left]
             )
+            for number in left:
+                shortlist = shortlists[number]
+                if shortlist is not None:
+                    add_shortlist(connection, ids[number], str(new.payload["candidate_set"]), _stored(shortlist))
             [(job, _created)] = self.store.create_within(connection, [new])
+            failpoint("curation.before_commit")
+        failpoint("curation.after_commit")
+        return job.id
+
+    def repeat(self, batch: Sequence[Repeatable]) -> uuid.UUID:
+        """Enqueue the ranking of labelled queries once more, over the same items under other noise; the job's id."""
+        name = f"{REPEAT_PREFIX}{len(batch[0].item_ids)}"
+        digest = hashlib.sha256(",".join(sorted(str(one.query_id) for one in batch)).encode()).hexdigest()[:32]
+        new = NewJob(
+            project_id=PROJECT, request_id=f"repeat/{digest}/{self.labelling.teacher}", model_id=self.model_id,
+            prompt=batch[0].prompt, kind=Kind.RANKING, tier=Tier.VERIFIED, top_k=1,
+            candidates=max(len(one.item_ids) for one in batch), ttl_s=self.job_ttl_s,
+            payload={
+                "query_ids": [str(one.query_id) for one in batch], "teacher": self.labelling.teacher,
+                "draws": self.labelling.draws, "candidate_set": name,
+                "teacher_settings": {**self.labelling.teacher_settings, "seed": self.labelling.repeat_seed},
+                "candidate_ids_by_query": [[str(i) for i in one.item_ids.tolist()] for one in batch],
+            },
+        )  # fmt: skip
+        with transaction(self.engine) as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            [(job, _created)] = self.store.create_within(connection, [new])
+            for one in batch:
+                add_repeat(connection, one.query_id, self.model_id, name, job.id)
         return job.id
 
     def _job(
@@ -147,13 +196,22 @@ class Producer:
             payload=payload,
         )
 
-    def _candidates(self, planned: PlannedQuery, picture: bytes) -> list[str] | None:
-        return None if self.candidates is None else [str(i) for i in self.candidates(planned, picture).tolist()]
+    def _picture(self, planned: PlannedQuery) -> bytes:
+        return self.generate(planned) if planned.image_sha256 is None else self.blobs.get(planned.image_sha256)
+
+    def _shortlist(self, planned: PlannedQuery, picture: bytes) -> Shortlist | None:
+        return None if self.candidates is None else self.candidates(planned, picture)
 
     def _keys(self, condition: ColumnElement[bool]) -> frozenset[tuple[str, int]]:
         statement = select(_QUERIES.c.prompt, _QUERIES.c.seed).where(_QUERIES.c.model_id == self.model_id, condition)
         with transaction(self.engine) as connection:
             return frozenset((prompt, int(seed)) for prompt, seed in connection.execute(statement))
+
+
+def _stored(shortlist: Shortlist) -> StoredShortlist:
+    return StoredShortlist(
+        shortlist.nearest, shortlist.by_head, shortlist.explored, shortlist.outside, shortlist.release_id
+    )
 
 
 def _jobs_by_query() -> Select[tuple[uuid.UUID]]:

@@ -129,6 +129,8 @@ class Settings(SecuritySettings):
     curation_sampling_steps: int = Field(50, ge=1)
     curation_guidance: float = Field(3.0, ge=0)
     curation_max_rankings: int = Field(100_000, ge=0)
+    #: Prompts beside the corpus's captions, one a line.
+    curation_prompt_file: Path | None = None
 
     # Trainer: when to fit again, and what a release must reach.
     trainer_min_new_rankings: int = Field(8, ge=1)

@@ -100,12 +100,14 @@ def windows(rows: Sequence[Measured], length: timedelta, *, by_cluster: bool = T
     return [_window(start, start + length, cluster, groups[start, cluster]) for start, cluster in order]
 
 
-def falls(rows: Sequence[Measured], now: datetime, rule: DriftRule) -> list[Fall]:
+def falls(rows: Sequence[Measured], now: datetime, rule: DriftRule, *, release_id: str | None = None) -> list[Fall]:
     """Where the last ``window`` is surely worse than the ``reference_windows`` before it: of all queries, by cluster.
 
-    Looking at several clusters at once would raise false alarms; their tests share the 5 %, all queries have their own.
+    Of the last window only what ``release_id`` answered counts, if it is given: the one that answers now shall not be
+    blamed for the one that it replaced. Looking at several clusters at once would raise false alarms; their tests share
+    the 5 %, all queries have their own.
     """
-    recent = [row for row in rows if now - rule.window <= row.at <= now]
+    recent = [row for row in rows if now - rule.window <= row.at <= now and release_id in (None, row.release_id)]
     first = now - rule.window * (1 + rule.reference_windows)
     before = [row for row in rows if first <= row.at < now - rule.window]
     clusters = sorted({row.cluster for row in recent if row.cluster is not None})

@@ -1,8 +1,8 @@
 """What an operator allows curation to do: paused or not, how many queries an hour, which share of the workers.
 
 Why it exists: pauses and budgets are given through the API, must hold at once, and outlive every process. They are
-one row for a model; the gateway writes it, curation and workers that rank read it. The waiting ranking jobs of a paused model
-are put off far into the future in the same transaction, so that no worker begins one afterwards.
+one row for a model; the gateway writes it, curation and the workers that rank read it. The waiting ranking jobs of a
+paused model are put off far into the future in the same transaction, so that no worker begins one afterwards.
 """
 
 from __future__ import annotations

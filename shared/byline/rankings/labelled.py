@@ -19,7 +19,7 @@ from sqlalchemy import Engine, func, select
 from byline.db.session import transaction
 from byline.errors import LabelsNotUsable
 from byline.ranker.labelled_set import LabelledSet, dense_tau
-from byline.rankings.store import QUERIES, RANKINGS, LabelledQuery, RankingStore
+from byline.rankings.store import NOT_A_REPEAT, QUERIES, RANKINGS, LabelledQuery, RankingStore
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -72,25 +72,48 @@ def teacher_family(teacher_id: str) -> str:
     return teacher_id.partition("/")[0]
 
 
+def exact_family(family: str) -> str | None:
+    """The family whose verifications mean the same as this one's labels: ``abu_plus_linear`` is ``abu_plus`` to first
+    order, and ranks as it does (docs/teacher.md). None for a teacher that is the first order of nothing."""
+    method, plus, objective = family.partition("+")
+    return method.removesuffix("_linear") + plus + objective if method.endswith("_linear") else None
+
+
 def load_splits(store: RankingStore, model_id: str, family: str) -> LabelSplits:
-    """All rankings of the model by teachers of ``family`` (a method name, or a full teacher id)."""
-    wanted = [name for name in store.teachers(model_id) if family in (name, teacher_family(name))]
-    rankings = [ranking for teacher_id in wanted for ranking in store.load(model_id, teacher_id)]
-    by_split = {split: tuple(r for r in rankings if r.split == split) for split in ("train", "validation", "test")}
-    return LabelSplits(**by_split)
+    """All rankings of the model by teachers of ``family`` (a method name, or a full teacher id).
+
+    Verifications of clients that opted in come to the training queries, by the exact teacher of that family, too. To
+    judge by they are too narrow; and of what clients ask nothing is in the test split, which stays as it was frozen.
+    """
+    names = list(store.teachers(model_id))
+    rankings = [ranking for name in names if family in (name, teacher_family(name))
+                for ranking in store.load(model_id, name)]
+    exact = exact_family(family)
+    verified = [ranking for name in names if teacher_family(name) == exact
+                for ranking in store.load(model_id, name, ("train",)) if ranking.source == "live"]
+    return LabelSplits(
+        train=tuple(one for one in (*rankings, *verified) if one.split == "train"),
+        validation=tuple(one for one in rankings if one.split == "validation"),
+        test=tuple(one for one in rankings if one.split == "test" and one.source != "live"),
+    )
 
 
 def count_rankings(engine: Engine, model_id: str, family: str) -> int:
     """How many rankings :func:`load_splits` would give for training and validation, without reading them."""
     statement = (
-        select(RANKINGS.c.teacher_id, func.count())
+        select(RANKINGS.c.teacher_id, QUERIES.c.split, QUERIES.c.source, func.count())
         .join(QUERIES, RANKINGS.c.query_id == QUERIES.c.id)
-        .where(RANKINGS.c.model_id == model_id, QUERIES.c.split.in_(["train", "validation"]))
-        .group_by(RANKINGS.c.teacher_id)
+        .where(RANKINGS.c.model_id == model_id, QUERIES.c.split.in_(["train", "validation"]), NOT_A_REPEAT)
+        .group_by(RANKINGS.c.teacher_id, QUERIES.c.split, QUERIES.c.source)
     )
     with transaction(engine) as connection:
         found = connection.execute(statement).all()
-    return sum(int(count) for teacher_id, count in found if family in (teacher_id, teacher_family(teacher_id)))
+    exact = exact_family(family)
+    return sum(
+        int(count) for teacher_id, split, source, count in found
+        if family in (teacher_id, teacher_family(teacher_id))
+        or (teacher_family(teacher_id) == exact and (split, source) == ("train", "live"))
+    )
 
 
 def judging_queries(rankings: Sequence[AnyRanked], cutoff: int) -> tuple[AnyRanked, ...]:

@@ -27,6 +27,9 @@ QUERIES: Table = QueryRow.metadata.tables["queries"]
 RANKINGS: Table = RankingRow.metadata.tables["rankings"]
 
 SPLITS = ("train", "validation", "test")
+#: Candidate sets of rankings that repeat another under other noise; they measure labels and are no labels themselves.
+REPEAT_PREFIX = "repeat-"
+NOT_A_REPEAT = RANKINGS.c.candidate_set.not_like(REPEAT_PREFIX + "%")
 
 
 class RankingLike(Protocol):
@@ -108,6 +111,8 @@ class LabelledQuery:
     candidate_set: str
     draws: int
     samples: NDArray[np.int32] | None = None
+    #: corpus, file or live.
+    source: str = "corpus"
 
 
 class RankingStore:
@@ -204,7 +209,7 @@ class RankingStore:
         statement = (
             select(QUERIES.c.split, func.count(func.distinct(QUERIES.c.id)))
             .join(RANKINGS, RANKINGS.c.query_id == QUERIES.c.id)
-            .where(RANKINGS.c.model_id == model_id)
+            .where(RANKINGS.c.model_id == model_id, NOT_A_REPEAT)
             .group_by(QUERIES.c.split)
         )
         if teacher_id is not None:
@@ -217,7 +222,7 @@ class RankingStore:
         """How many rankings each teacher gave for the model."""
         statement = (
             select(RANKINGS.c.teacher_id, func.count())
-            .where(RANKINGS.c.model_id == model_id)
+            .where(RANKINGS.c.model_id == model_id, NOT_A_REPEAT)
             .group_by(RANKINGS.c.teacher_id)
             .order_by(RANKINGS.c.teacher_id)
         )
@@ -225,7 +230,7 @@ class RankingStore:
             return {teacher_id: int(count) for teacher_id, count in connection.execute(statement)}
 
     def load(self, model_id: str, teacher_id: str, splits: Collection[str] = SPLITS) -> list[LabelledQuery]:
-        """Every ranking of this teacher for queries of these splits, in an order that never changes."""
+        """Every ranking of this teacher for queries of these splits, in an order that never changes; no repeats."""
         statement = (
             select(
                 QUERIES.c.id,
@@ -234,6 +239,7 @@ class RankingStore:
                 QUERIES.c.split,
                 QUERIES.c.near_duplicate_group,
                 QUERIES.c.image_sha256,
+                QUERIES.c.source,
                 RANKINGS.c.item_ids,
                 RANKINGS.c.tau,
                 RANKINGS.c.standard_error,
@@ -247,6 +253,7 @@ class RankingStore:
                 RANKINGS.c.model_id == model_id,
                 RANKINGS.c.teacher_id == teacher_id,
                 QUERIES.c.split.in_(list(splits)),
+                NOT_A_REPEAT,
             )
             .order_by(QUERIES.c.created_at, QUERIES.c.id, RANKINGS.c.candidate_set)
         )
@@ -270,6 +277,7 @@ def _labelled(row: RowMapping) -> LabelledQuery:
         candidate_set=row["candidate_set"],
         draws=row["draws"],
         samples=None if row["samples"] is None else np.frombuffer(row["samples"], dtype="<i4"),
+        source=row["source"],
     )
 
 

@@ -19,9 +19,10 @@ from byline.db.models import Base
 from byline.db.session import make_engine, transaction
 from byline.jobs.store import JobStore
 from byline.rankings.store import RankingStore
-from services.curation.__main__ import live_plan
 from services.curation.plan import PlannedQuery
 from services.curation.produce import MOST_ATTEMPTS, Labelling, Producer
+from services.curation.shortlist import Shortlist
+from services.curation.wiring import live_plan
 
 PLANNED = PlannedQuery("a red kite", 7, 3, "train")
 KEY = (PLANNED.prompt, PLANNED.seed)
@@ -58,7 +59,7 @@ def producer(engine: Engine, tmp_path: Path) -> Producer:
     return Producer(
         engine, JobStore(engine, {}), RankingStore(engine), BlobStore(tmp_path / "blobs"), "toy",
         Labelling("abu_plus_linear", 16, {}), lambda planned: planned.prompt.encode(),
-        lambda planned, picture: np.arange(4, dtype=np.int64), 60.0,
+        lambda planned, picture: Shortlist(np.arange(4, dtype=np.int64)), 60.0,
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def test_a_batch_is_one_job_that_names_all_its_queries(producer: Producer, engin
 
 
 def test_queries_with_different_candidates_keep_their_own(producer: Producer) -> None:
-    own = replace(producer, candidates=lambda planned, picture: np.arange(planned.seed, planned.seed + 2))
+    own = replace(producer, candidates=lambda planned, picture: Shortlist(np.arange(planned.seed, planned.seed + 2)))
     job = producer.store.find(own.produce(BATCH))
     assert job is not None and job.payload["candidate_ids_by_query"] == [["0", "1"], ["1", "2"], ["2", "3"]]
     assert job.payload["candidate_set"] == "nearest-2" and "candidate_ids" not in job.payload

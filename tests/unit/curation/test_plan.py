@@ -2,10 +2,8 @@ import hashlib
 import itertools
 from typing import Any
 
-import numpy as np
-
 from byline.catalog.items import Item
-from services.curation.plan import PlannedQuery, choose_candidates, plan_queries, prompt_groups, split_of
+from services.curation.plan import PlannedQuery, plan_queries, prompt_groups, split_of
 
 
 def corpus(n: int = 60) -> list[Item]:
@@ -45,22 +43,6 @@ def test_the_splits_have_the_stated_shares() -> None:
         counts[split_of(group)] += 1
     assert abs(counts["train"] / 5000 - 0.70) < 0.03
     assert abs(counts["test"] / 5000 - 0.18) < 0.03
-
-
-def test_candidates_are_the_nearest_and_a_random_share_from_outside_them() -> None:
-    rng = np.random.default_rng(0)
-    ids = np.arange(1000, 1500)
-    features = rng.standard_normal((500, 8)).astype(np.float32)
-    query = features[42] + 0.01
-    chosen = choose_candidates(query, ids, features, count=50, explore_share=0.2, seed=1)
-    nearest = choose_candidates(query, ids, features, count=40, explore_share=0.0, seed=1)
-    assert len(set(chosen.tolist())) == 50
-    assert 1042 in nearest and set(nearest.tolist()) <= set(chosen.tolist())
-    other = choose_candidates(query, ids, features, count=50, explore_share=0.2, seed=2)
-    assert len(set(chosen.tolist()) ^ set(other.tolist())) > 0
-    shuffled = rng.permutation(500)
-    again = choose_candidates(query, ids[shuffled], features[shuffled], count=40, explore_share=0.0, seed=1)
-    assert np.array_equal(again, nearest)
 
 
 def first_round(items: list[Item], **arguments: Any) -> list[PlannedQuery]:
