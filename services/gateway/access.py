@@ -50,6 +50,8 @@ _CATALOG = {
     "ListModels": Access(_SEE),
     "BatchGetItems": Access(_SEE),
     "GetItemImage": Access(_SEE),
+    "GetCorpus": Access(_SEE),
+    "GetWithdrawal": Access(_SEE),
     "AddItems": Access(_CHANGE, audited=True),
     "WithdrawItems": Access(_CHANGE, audited=True),
 }

@@ -19,31 +19,21 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from byline.errors import BylineError, CallTimedOut, DatabaseUnavailable
 
 DOMAIN = "attribution.v1"
-#: gRPC sends the status as HTTP/2 headers, 8 KiB in all: long texts are cut.
-_MAX_TEXT = 1_000
+#: gRPC sends the status as HTTP/2 headers, 8 KiB in all (the message percent-encoded, and once more in the details):
+#: long texts are cut, those that encode to more sooner.
+_MAX_TEXT = 600
 
 
 def from_error(error: BylineError) -> status_pb2.Status:
-    """The status of a typed error with ErrorInfo, BadRequest (wrong fields) and RetryInfo (worth trying again)."""
-    details: list[Message] = [_error_info(error.reason, error.metadata)]
-    field = error.metadata.get("field")
-    if field and error.code == "INVALID_ARGUMENT":
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=_cut(error.message), reason=error.reason
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after_s is not None:
-        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_s)))
-    return _status(error.code, error.message, details)
+    """The status of a typed error: ErrorInfo always, and by its code BadRequest (the wrong field), ResourceInfo (what
+    is not there), PreconditionFailure (what stands in the way), QuotaFailure (whose limit) and RetryInfo."""
+    return _described(error.code, error.reason, error.message, error.metadata, error.retry_after_s)
 
 
 def from_stored(error: Mapping[str, Any]) -> status_pb2.Status:
     """The status of an error stored with a job (``BylineError.to_json``)."""
-    metadata = error.get("metadata") or {}
-    reason = str(error.get("reason") or "INTERNAL")
-    return _status(
-        str(error.get("code") or "INTERNAL"), str(error.get("message") or ""), [_error_info(reason, metadata)]
-    )
+    code, reason = str(error.get("code") or "INTERNAL"), str(error.get("reason") or "INTERNAL")
+    return _described(code, reason, str(error.get("message") or ""), error.get("metadata") or {}, None)
 
 
 def internal(error_id: str) -> status_pb2.Status:
@@ -61,6 +51,37 @@ def typed(error: Exception) -> BylineError | None:
     if isinstance(error, TimeoutError):
         return CallTimedOut("the call took longer than its deadline or than one call may take")
     return None
+
+
+def _described(
+    code: str, reason: str, message: str, metadata: Mapping[str, Any], retry_after_s: float | None
+) -> status_pb2.Status:
+    details: list[Message] = [_error_info(reason, metadata), *_more(code, reason, _cut(message), metadata)]
+    if retry_after_s is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_after_s)))
+    return _status(code, message, details)
+
+
+def _more(code: str, reason: str, message: str, metadata: Mapping[str, Any]) -> list[Message]:
+    """The detail that belongs to an error's code, each type at most once."""
+    texts = {str(key): _cut(str(value)) for key, value in metadata.items()}
+    if code == "INVALID_ARGUMENT" and texts.get("field"):
+        field = error_details_pb2.BadRequest.FieldViolation(field=texts["field"], description=message, reason=reason)
+        return [error_details_pb2.BadRequest(field_violations=[field])]
+    if code == "NOT_FOUND":
+        kind = reason.removesuffix("_NOT_FOUND").lower()
+        name = texts.get(kind) or next(iter(texts.values()), "")
+        return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=message)]
+    if code == "FAILED_PRECONDITION":
+        obstacle = error_details_pb2.PreconditionFailure.Violation(
+            type=reason, subject=next(iter(texts.values()), ""), description=message
+        )
+        return [error_details_pb2.PreconditionFailure(violations=[obstacle])]
+    if code == "RESOURCE_EXHAUSTED":
+        subject = texts.get("subject") or texts.get("project") or next(iter(texts.values()), "")
+        quota = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
+        return [error_details_pb2.QuotaFailure(violations=[quota])]
+    return []
 
 
 def _error_info(reason: str, metadata: Mapping[str, Any]) -> error_details_pb2.ErrorInfo:
@@ -84,4 +105,10 @@ def _duration(seconds: float) -> Duration:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+    """At most ``_MAX_TEXT`` bytes as gRPC encodes them, so that the details always arrive."""
+    left = _MAX_TEXT
+    for position, character in enumerate(text):
+        left -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
+        if left < 0:
+            return text[:position] + "..."
+    return text

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from byline.client import ActiveRelease, Client, Release
+from byline.client.connection import client_options
 from byline.config import load_settings
 from byline.errors import ReleaseNotFound
 
@@ -101,7 +102,7 @@ def rollback(epoch: Epoch = None, reason: Reason = "", model: Model = None, addr
 
 def _client(address: str | None) -> Client:
     settings = load_settings()
-    return Client(address or settings.grpc_address, settings.project_id)
+    return Client(address or settings.grpc_address, settings.project_id, **client_options(settings))
 
 
 def _fetch(model: str | None, address: str | None) -> tuple[list[Release], ActiveRelease | None]:

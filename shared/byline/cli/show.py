@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from byline.client import Answer, Client, Job, Probability
+from byline.client.connection import client_options
 from byline.config import load_settings
 from byline.errors import BlobNotFound, ItemNotFound
 
@@ -34,7 +35,9 @@ def show(
 ) -> None:
     """Show a job's answer: table, HTML page or JSON."""
     settings = load_settings()
-    with Client(address or settings.grpc_address, project or settings.project_id) as client:
+    with Client(
+        address or settings.grpc_address, project or settings.project_id, **client_options(settings)
+    ) as client:
         found = client.get(job)
         if html is not None:
             from byline.cli.page import write_page

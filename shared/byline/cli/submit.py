@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from byline.cli.show import print_job
 from byline.client import Client, Job
+from byline.client.connection import client_options
 from byline.config import load_settings
 
 TIERS = "RETRIEVED (milliseconds), ESTIMATED (the whole corpus by sketches, seconds) or VERIFIED (by the teacher)."
@@ -30,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def open_client(address: str | None, project: str | None) -> Client:
     """A client of the running gateway, or of the one named."""
     settings = load_settings()
-    return Client(address or settings.grpc_address, project or settings.project_id)
+    return Client(address or settings.grpc_address, project or settings.project_id, **client_options(settings))
 
 
 def submit(

@@ -12,6 +12,7 @@ All values are frozen dataclasses of this package; all errors are the typed ones
 """
 
 from byline.client.aio import AsyncClient
+from byline.client.connection import tls
 from byline.client.sync import Client
 from byline.client.values import (
     ActiveRelease,
@@ -51,4 +52,5 @@ __all__ = [
     "StageStatus",
     "Withdrawal",
     "WorkerStatus",
+    "tls",
 ]

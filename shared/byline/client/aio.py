@@ -17,7 +17,6 @@ import grpc
 from attribution.v1 import attribution_service_pb2_grpc, catalog_service_pb2_grpc, operator_service_pb2_grpc
 from byline.client import failures, wire
 from byline.client.calls import (
-    CHANNEL_OPTIONS,
     INLINE_BYTES,
     Call,
     Calls,
@@ -26,6 +25,7 @@ from byline.client.calls import (
     image_bytes,
     job_options,
 )
+from byline.client.connection import open_aio_channel
 from byline.client.sync import concluded, rewatch_after
 from byline.client.values import (
     ActiveRelease,
@@ -53,15 +53,12 @@ class AsyncClient:
         model: str = "",
         timeout: float = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str = "",
     ) -> None:
         self._address = address
         self._timeout = timeout
         self._calls = Calls(project, model)
-        self._channel = (
-            grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-            if credentials is not None
-            else grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        )
+        self._channel = open_aio_channel(address, credentials, api_key)
         self._stubs: dict[str, Any] = {
             "AttributionService": attribution_service_pb2_grpc.AttributionServiceStub(self._channel),  # type: ignore[no-untyped-call]
             "CatalogService": catalog_service_pb2_grpc.CatalogServiceStub(self._channel),  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from byline.client import wire
 from byline.client.values import Problem
 from byline.errors import BylineError, CallFailed, CallTimedOut, ServerUnreachable
+from byline.security import errors as _security_errors  # noqa: F401 - their reasons are told apart too
 
 
 def from_call(error: grpc.RpcError, address: str) -> BylineError:

@@ -15,7 +15,6 @@ import grpc
 from attribution.v1 import attribution_service_pb2_grpc, catalog_service_pb2_grpc, operator_service_pb2_grpc
 from byline.client import failures, wire
 from byline.client.calls import (
-    CHANNEL_OPTIONS,
     INLINE_BYTES,
     Call,
     Calls,
@@ -24,6 +23,7 @@ from byline.client.calls import (
     image_bytes,
     job_options,
 )
+from byline.client.connection import open_channel
 from byline.client.values import (
     ActiveRelease,
     Answer,
@@ -44,7 +44,8 @@ class Client:
     """A connection to a Byline server.
 
     ``timeout`` (seconds) is the deadline of every single call; ``attribute`` and ``watch`` may take longer and
-    have their own. Errors are the typed ones of ``byline.errors``; ``ServerUnreachable`` if nobody answers.
+    have their own. ``api_key`` where the server asks for one; ``credentials`` from ``byline.client.tls(...)``. Errors
+    are the typed ones of ``byline.errors``; ``ServerUnreachable`` if nobody answers.
     """
 
     def __init__(
@@ -55,15 +56,12 @@ class Client:
         model: str = "",
         timeout: float = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str = "",
     ) -> None:
         self._address = address
         self._timeout = timeout
         self._calls = Calls(project, model)
-        self._channel = (
-            grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-            if credentials is not None
-            else grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        )
+        self._channel = open_channel(address, credentials, api_key)
         self._stubs: dict[str, Any] = {
             "AttributionService": attribution_service_pb2_grpc.AttributionServiceStub(self._channel),  # type: ignore[no-untyped-call]
             "CatalogService": catalog_service_pb2_grpc.CatalogServiceStub(self._channel),  # type: ignore[no-untyped-call]

@@ -38,7 +38,7 @@ def bring_up(settings: Settings, services: Sequence[str] = NAMES, *, timeout_s: 
         supervisor = _spawn(settings, services)
     deadline = time.monotonic() + timeout_s
     try:
-        return _wait(settings.state_dir, services, supervisor, deadline, report)
+        return _wait(settings, services, supervisor, deadline, report)
     except (ServerNotStarted, KeyboardInterrupt):
         if supervisor is not None:
             bring_down(settings)
@@ -73,9 +73,9 @@ def _spawn(settings: Settings, services: Sequence[str]) -> subprocess.Popen[byte
         )
 
 
-def _wait(state_dir: Path, services: Sequence[str], supervisor: subprocess.Popen[bytes] | None, deadline: float,
+def _wait(settings: Settings, services: Sequence[str], supervisor: subprocess.Popen[bytes] | None, deadline: float,
           report: Callable[[str], None]) -> Servers:
-    seen: set[str] = set()
+    state_dir, seen = settings.state_dir, set[str]()
     while True:
         if supervisor is not None and supervisor.poll() is not None:
             raise ServerNotStarted(f"the supervisor ended:\n{_tail(_supervisor_log(state_dir))}")
@@ -86,7 +86,7 @@ def _wait(state_dir: Path, services: Sequence[str], supervisor: subprocess.Popen
         _give_up_on_crashes(read_status(state_dir))
         servers = discover(state_dir)
         if servers and servers.ready and set(services) <= running:
-            if "gateway" not in services or _serving(servers.grpc_address):
+            if "gateway" not in services or _serving(servers.grpc_address, settings):
                 return servers
         if time.monotonic() > deadline:
             last = "the gateway" if servers and servers.ready else "the database"
@@ -104,12 +104,14 @@ def _give_up_on_crashes(processes: Sequence[ProcessStatus]) -> None:
             )
 
 
-def _serving(address: str) -> bool:
-    """Whether the gateway at ``address`` reports SERVING."""
+def _serving(address: str, settings: Settings) -> bool:
+    """Whether the gateway at ``address`` reports SERVING (health needs no key, but TLS if that is on)."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    from byline.client.connection import client_options, open_channel
+
+    with open_channel(address, client_options(settings)["credentials"], "") as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2.0)
         except grpc.RpcError:

@@ -75,7 +75,7 @@ def check_manifest(directory: Path, digest: str, keyring: Keyring) -> None:
         return
     try:
         signature = (directory / SIGNATURE).read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SignatureInvalid(
             f"release {directory.name} is not signed: have the trainer build it again, or sign it with "
             "`byline keys sign-release` if you know where it is from",
