@@ -22,13 +22,16 @@ from byline.config import Settings, load_settings, repository_root
 from byline.db.session import make_engine
 from byline.errors import BylineError, ModelNotFound, SettingsInvalid
 from byline.evaluation.result_file import git_commit
-from byline.rankings.labelled import count_rankings
-from byline.releases.registry import ReleaseRegistry, ReleaseState
+from byline.releases.garbage import KeepRule
+from services.trainer.additions_setup import start_additions
+from services.trainer.alarms import DriftAlarms
 from services.trainer.gate import GateLimits
 from services.trainer.loop import TrainerLoop, report
+from services.trainer.observe import Observer
 from services.trainer.progress import StepProgress
 from services.trainer.refresh import Refresher, RefreshOutcome, RefreshSettings
-from services.trainer.schedule import LastRefresh, RefreshRule
+from services.trainer.schedule import Due, LastRefresh, RefreshRule, Trigger
+from services.trainer.work import TrainerWork
 
 log = telemetry.get_logger(__name__)
 
@@ -42,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "it after the refresh that runs.",
     )
     parser.add_argument("--once", action="store_true", help="refresh now, print the outcome as JSON, and end")
+    parser.add_argument("--additions", action="store_true",
+                        help="only embed items that are added to the corpus; run more of these where many come at once")
     parser.add_argument("--metrics-port", type=int, default=0, help="serve Prometheus metrics here (0: off)")
     return parser
 
@@ -58,17 +63,6 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
     )
 
 
-def last_refresh(registry: ReleaseRegistry, model_id: str) -> LastRefresh | None:
-    """The newest candidate of the model that was published or refused.
-
-    One that is still BUILT or VALIDATED is the remains of a trainer that was killed before it had judged or
-    activated it: its labels are to be learnt from again.
-    """
-    unfinished = (ReleaseState.BUILT, ReleaseState.VALIDATED)
-    newest = next((record for record in registry.list(model_id) if record.state not in unfinished), None)
-    return LastRefresh(newest.manifest.labels.queries, newest.created_at) if newest else None
-
-
 class Encoding:
     """Builds the refresher on first use: encoders take seconds and memory, and the model may not be registered yet."""
 
@@ -77,11 +71,10 @@ class Encoding:
         self._settings = settings
         self._refresher: Refresher | None = None
 
-    def run_once(self, now: datetime) -> RefreshOutcome:
-        """One refresh; see :meth:`Refresher.run_once`."""
-        refresher = self._refresher = self._refresher or self._build()
-        with StepProgress() as progress:
-            return refresher.run_once(now=now, seed=self._settings.seed, progress=progress)
+    def refresher(self) -> Refresher:
+        """The refresher, built once."""
+        self._refresher = self._refresher or self._build()
+        return self._refresher
 
     def _build(self) -> Refresher:
         import torch
@@ -114,44 +107,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings()
         telemetry.configure_logging("trainer", settings)
-        engine = make_engine(settings.database_url, pool_size=2, application="byline-trainer")
+        engine = make_engine(settings.database_url, pool_size=3, application="byline-trainer")
     except SettingsInvalid as error:
         print(error.message, file=sys.stderr)
         return 2
-    encoding = Encoding(engine, settings)
+    rule = RefreshRule(settings.trainer_min_new_rankings, timedelta(seconds=settings.trainer_interval_seconds),
+                       timedelta(seconds=settings.trainer_settle_seconds))
+    alarms = DriftAlarms(engine)
+    observer = Observer(engine, settings.model_id, settings.curation_family, alarms)
+    work = TrainerWork(engine, settings.model_id, settings.release_dir, observer, rule,
+                       Encoding(engine, settings).refresher, keep_rule(settings), settings.seed, alarms)
     if arguments.once:
-        return _once(encoding)
+        return _once(work)
     stop = threading.Event()
     telemetry.install_signal_handlers(stop)
     telemetry.start_metrics(arguments.metrics_port)
-    registry = ReleaseRegistry(engine)
-    loop = TrainerLoop(
-        count=lambda: count_rankings(engine, settings.model_id, settings.curation_family),
-        last=lambda: last_refresh(registry, settings.model_id),
-        refresh=encoding.run_once,
-        rule=RefreshRule(settings.trainer_min_new_rankings, timedelta(seconds=settings.trainer_interval_seconds)),
-        now=lambda: datetime.now(UTC), stop=stop, poll_s=settings.trainer_poll_seconds,
-    )
+    additions = start_additions(settings, stop)
+    if arguments.additions:
+        stop.wait()
+        return 0
+
+    def refresh(now: datetime, last: LastRefresh | None) -> RefreshOutcome | None:
+        with StepProgress() as progress:
+            return work.run(now, last=last, progress=progress)
+
+    loop = TrainerLoop(look=observer.look, last=observer.last, refresh=refresh, rule=rule,
+                       now=lambda: datetime.now(UTC), stop=stop, poll_s=settings.trainer_poll_seconds)
     log.info("trainer_started", model_id=settings.model_id, teacher=settings.curation_family)
     loop.run()
+    additions.join(timeout=5.0)
     engine.dispose()
     log.info("trainer_stopped")
     return 0
 
 
-def _once(encoding: Encoding) -> int:
+def keep_rule(settings: Settings) -> KeepRule:
+    """Which old releases keep their files, by the settings."""
+    return KeepRule(settings.release_keep, timedelta(days=settings.release_keep_days))
+
+
+def _once(work: TrainerWork) -> int:
     started = datetime.now(UTC)
     try:
-        outcome = encoding.run_once(started)
+        with StepProgress() as progress:
+            outcome = work.run(started, [Due(Trigger.OPERATOR, "--once")], progress=progress)
     except ModelNotFound as error:
         print(f"{error.message}: ingest the corpus and register the model first", file=sys.stderr)
         return 1
     except BylineError as error:
         print(f"{error.reason}: {error.message}", file=sys.stderr)
         return 1
+    if outcome is None:
+        print("another trainer of this model is at work", file=sys.stderr)
+        return 1
     report(outcome, (datetime.now(UTC) - started).total_seconds())
     print(json.dumps({"release_id": outcome.release_id, "activated": outcome.activated,
-                      "reasons": list(outcome.decision.reasons), "warm_start": outcome.warm,
+                      "reasons": list(outcome.decision.reasons), "start": outcome.start.value,
                       **outcome.report.to_json()}, indent=1))
     return 0
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from byline.errors import BylineError, DatabaseUnavailable
 from byline.telemetry import RELEASES_REJECTED, get_logger
 from services.trainer.refresh import RefreshOutcome
-from services.trainer.schedule import LastRefresh, RefreshRule, refresh_due
+from services.trainer.schedule import LastRefresh, Observed, RefreshRule, refresh_due
 
 log = get_logger(__name__)
 #: The pause after unexpected errors doubles up to this many poll intervals.
@@ -21,12 +21,16 @@ LONGEST_PAUSE = 32
 
 
 class TrainerLoop:
-    """``count`` gives the stored rankings, ``last`` the newest candidate, ``refresh`` runs one refresh."""
+    """``look`` gives the facts, ``last`` the newest candidate; ``refresh(now, last)`` runs one refresh.
 
-    def __init__(self, *, count: Callable[[], int], last: Callable[[], LastRefresh | None],
-                 refresh: Callable[[datetime], RefreshOutcome], rule: RefreshRule, now: Callable[[], datetime],
-                 stop: threading.Event, poll_s: float) -> None:
-        self._count = count
+    ``refresh`` gets the newest attempt as this loop knows it, failed ones included, and returns None if there was
+    nothing to do after all (another trainer did it).
+    """
+
+    def __init__(self, *, look: Callable[[], Observed], last: Callable[[], LastRefresh | None],
+                 refresh: Callable[[datetime, LastRefresh | None], RefreshOutcome | None], rule: RefreshRule,
+                 now: Callable[[], datetime], stop: threading.Event, poll_s: float) -> None:
+        self._look = look
         self._last = last
         self._refresh = refresh
         self._rule = rule
@@ -51,7 +55,7 @@ class TrainerLoop:
         """Refresh if it is due. Errors are logged; a refresh that failed is tried again when there is more to learn
         from, or after the interval."""
         try:
-            rankings, last = self._count(), self._last()
+            seen, last = self._look(), self._last()
         except DatabaseUnavailable as error:
             log.warning("database_away", error=error.message)
             return None
@@ -61,22 +65,24 @@ class TrainerLoop:
         now = self._now()
         # Of two at one time the failure counts (max takes the first): it is the later news of that refresh.
         newest = max((known for known in (self._failed, last) if known), key=lambda known: known.at, default=None)
-        if not refresh_due(rankings, newest, now, self._rule):
+        if not refresh_due(seen, newest, now, self._rule):
             self._pauses = 1
             return None
-        log.info("refresh_started", rankings=rankings)
         try:
-            outcome = self._refresh(now)
+            outcome = self._refresh(now, newest)
         except BylineError as error:
             # One ranking less than there are: the interval, not only a new ranking, may bring the next try.
-            self._failed = LastRefresh(rankings - 1, now)
+            self._failed = LastRefresh(seen.rankings - 1, now)
             log.warning("refresh_failed", reason=error.reason, error=error.message)
             return None
         except Exception:
-            self._failed = LastRefresh(rankings - 1, now)
+            self._failed = LastRefresh(seen.rankings - 1, now)
             self._crashed("refresh_crashed")
             return None
-        self._failed, self._pauses = None, 1
+        self._pauses = 1
+        if outcome is None:
+            return None
+        self._failed = None
         report(outcome, (self._now() - now).total_seconds())
         return outcome
 
@@ -92,5 +98,6 @@ def report(outcome: RefreshOutcome, seconds: float) -> None:
     best = outcome.report.best("raw")
     log.info("refresh_finished", release_id=outcome.release_id, activated=outcome.activated,
              reasons=list(outcome.decision.reasons), head_map=round(outcome.decision.metrics["map"], 4),
-             best_raw_map=round(best.result.mean, 4) if best else None, warm_start=outcome.warm,
+             best_raw_map=round(best.result.mean, 4) if best else None, start=outcome.start.value,
+             triggers=[one.trigger.value for one in outcome.due],
              seconds=round(seconds, 1))

@@ -3,28 +3,33 @@
 Why it exists: service loop, demo and tests run exactly this. Nothing is decided here that could be decided by a pure
 function (``schedule``, ``gate``, the fit, the report); this module only brings their inputs together and records the
 outcome. A candidate that fails the gate is built and registered too, as REJECTED: one must be able to look at it.
+Everything is read once, at the beginning: labels that come while a head is fitted are the next refresh's.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
+from byline.db.session import transaction
 from byline.errors import BylineError, LabelsNotUsable, ReleaseChanged
 from byline.evaluation.calibrate import Calibration
 from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
+from byline.failpoints import failpoint
 from byline.index import AUTO
-from byline.ranker.fit import FitConfig, FitReport, fit_head
+from byline.ranker.fit import FitReport
 from byline.ranker.head import Head, HeadConfig, load_head
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
@@ -32,12 +37,13 @@ from byline.rankings.features import Asked
 from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
-from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
+from byline.releases.manifest import HEAD, LabelSet, RefreshSection, RefreshTrigger, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
 from byline.telemetry import get_logger
+from services.trainer.candidates import Candidate, FitPlan, Previous, Start, best_of, fit_candidates
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
-from services.trainer.schedule import start_warm
+from services.trainer.schedule import Due, Trigger, needs_fit
 
 log = get_logger(__name__)
 
@@ -112,7 +118,8 @@ class RefreshOutcome:
     activated: bool
     decision: GateDecision
     report: HeadReport
-    warm: bool
+    start: Start
+    due: tuple[Due, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class Refresher:
 
     def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings,
                  sketches: SketchRows | None = None, evidence: EvidenceRows | None = None) -> None:
+        self._engine = engine
         self._catalog = CatalogStore(engine)
         self._rankings = RankingStore(engine)
         self._registry = ReleaseRegistry(engine)
@@ -143,42 +151,60 @@ class Refresher:
         self._sketches = sketches
         self._evidence = evidence
 
-    def run_once(self, *, now: datetime, seed: int, progress: Progress = lambda what, done, total: None
-                 ) -> RefreshOutcome:
-        """Fit, judge, publish. Raises LabelsNotUsable if there is nothing to learn from or to judge by."""
+    def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = (),
+                 progress: Progress = lambda what, done, total: None) -> RefreshOutcome:
+        """Fit, judge, publish. ``due`` says why, for the manifest.
+
+        Raises LabelsNotUsable if there is nothing to learn from or to judge by.
+        """
         settings = self._settings
+        failpoint("trainer.before_snapshot")
         model = self._catalog.model(settings.model_id)
+        snapshot_at = self._database_time()
         items = self._catalog.items(model.corpus_id)
         splits = load_splits(self._rankings, settings.model_id, settings.teacher_family)
         active = self._registry.active(settings.model_id)
         record = self._registry.get(active.release_id) if active else None
         labels = self._labels(splits, items, progress)
         previous = self._comparable_head(record)
-        warm = previous is not None and record is not None and start_warm(
-            len(splits.train) + len(splits.validation), record.manifest.labels.queries)
-        fitted = self._fit(labels, seed, previous if warm else None, progress)
+        failpoint("trainer.before_fit")
+        candidates = self._fit(labels, seed, previous, due, record, progress)
+        chosen = best_of(candidates)
+        failpoint("trainer.after_fit")
+        fitted = chosen.fitted
         calibration = self._calibrated(labels, fitted.head, items, seed, progress)
         report, decision = self._judge(labels, fitted, previous, calibration, seed)
         sketches, why_not = self._sketched(items, progress)
         progress("build the release", 0, 1)
+        failpoint("trainer.before_write")
         directory = build_release(
             self._root, model_id=model.model_id, model_revision=model.revision, corpus_id=model.corpus_id,
             head=fitted.head, feature_spec=self._features.spec, preprocessing_hash=self._features.preprocessing_hash,
             item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=items,
             calibrator=calibration.calibrator.to_json(),
-            metrics={**_metrics(report, decision, fitted, labels, warm), "sketches": {"left_out": why_not},
+            metrics={**_metrics(report, decision, chosen, labels), "sketches": {"left_out": why_not},
                      "calibration": calibration.to_json()},
             parent=record.release_id if record else None, sketches=sketches,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
             created_at=now, git_sha=settings.git_sha, index_factory=settings.index_factory,
             index_queries=labels.validation.query_features,
+            refresh=_refresh_section(due, snapshot_at, chosen, candidates, labels),
         )
+        failpoint("trainer.after_write")
         progress("build the release", 1, 1)
         manifest = ReleaseManifest.read(directory)
+        failpoint("trainer.before_register")
         self._registry.register(manifest, directory)
+        failpoint("trainer.after_register")
         activated = self._publish(manifest.release_id, decision, active)
-        return RefreshOutcome(manifest.release_id, activated, decision, report, warm)
+        return RefreshOutcome(manifest.release_id, activated, decision, report, chosen.start, tuple(due))
+
+    def _database_time(self) -> datetime:
+        """Before anything is read: what comes later is not in this snapshot."""
+        with transaction(self._engine) as connection:
+            found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return found.astimezone(UTC)
 
     def _labels(self, splits: LabelSplits, items: Sequence[Item], progress: Progress) -> _Labels:
         cutoff = self._settings.cutoff
@@ -220,26 +246,25 @@ class Refresher:
             return None, "the model has none"
         return found, None
 
-    def _comparable_head(self, record: ReleaseRecord | None) -> Head | None:
+    def _comparable_head(self, record: ReleaseRecord | None) -> Previous | None:
         """The active head, if it takes the features this trainer makes."""
         if record is None or record.manifest.feature_spec != self._features.spec:
             return None
         if record.manifest.preprocessing_hash != self._features.preprocessing_hash:
             return None
-        return load_head(record.directory / HEAD)
+        return Previous(load_head(record.directory / HEAD), float(record.metrics.get("fit", {}).get("slope") or 1.0))
 
-    def _fit(self, labels: _Labels, seed: int, warm_start: Head | None, progress: Progress) -> FitReport:
+    def _fit(self, labels: _Labels, seed: int, previous: Previous | None, due: Sequence[Due],
+             record: ReleaseRecord | None, progress: Progress) -> list[Candidate]:
         settings = self._settings
-        base = FitConfig(loss=settings.loss, evaluate_at=settings.cutoff)
-        passes = -(-labels.train.queries // base.queries_per_step)
-        steps = max(1, settings.epochs * passes // (4 if warm_start is not None else 1))
-        fit = FitConfig(loss=settings.loss, evaluate_at=settings.cutoff, max_steps=steps,
-                        evaluate_every=max(1, min(base.evaluate_every, steps // 4)),
-                        learning_rate=base.learning_rate * (0.3 if warm_start is not None else 1.0))
         names, dims = zip(*self._features.blocks, strict=True)
         config = HeadConfig.of_encoders(names, dims, settings.hidden, settings.out_dim, settings.width)
-        return fit_head(labels.train, labels.validation, config, fit, seed,
-                        lambda done, total: progress("fit the head", done, total), warm_start)
+        changed = record is None or record.manifest.labels.digest != labels.splits.digest
+        return fit_candidates(
+            labels.train, labels.validation, config, FitPlan(settings.loss, settings.epochs, settings.cutoff), seed,
+            previous, keep=any(one.trigger is Trigger.CORPUS for one in due),
+            learn=needs_fit(due, changed), progress=progress,
+        )  # fmt: skip
 
     def _calibrated(self, labels: _Labels, head: Head, items: Sequence[Item], seed: int, progress: Progress
                     ) -> Calibration:
@@ -250,7 +275,7 @@ class Refresher:
             HeldOut(labels.validation, labels.validation_rankings), held, rows, top=self._settings.cutoff, seed=seed,
         )
 
-    def _judge(self, labels: _Labels, fitted: FitReport, previous: Head | None, calibration: Calibration, seed: int
+    def _judge(self, labels: _Labels, fitted: FitReport, previous: Previous | None, calibration: Calibration, seed: int
                ) -> tuple[HeadReport, GateDecision]:
         held_out, cutoff = labels.held_out, self._settings.cutoff
         scores = fitted.head.scores(held_out.query_features, held_out.item_features)
@@ -258,7 +283,7 @@ class Refresher:
                              other_half=labels.other_half, seed=seed)
         active: MapResult | None = None
         if previous is not None:
-            before = previous.scores(held_out.query_features, held_out.item_features)
+            before = previous.head.scores(held_out.query_features, held_out.item_features)
             active = mean_average_precision(before, held_out.tau, cutoff)
         candidate = mean_average_precision(scores, held_out.tau, cutoff)
         evidence = GateEvidence(candidate, active, fitted.slope, score_agreement(scores, held_out.tau),
@@ -270,24 +295,41 @@ class Refresher:
             self._registry.reject(release_id, "; ".join(decision.reasons))
             return False
         self._registry.validate(release_id)
+        failpoint("trainer.before_activate")
         try:
             self._registry.activate(self._settings.model_id, release_id, expected_epoch=active.epoch if active else 0,
                                     reason="passed the gate", principal="trainer")
         except ReleaseChanged:
             # The candidate was judged against a release that is no longer the active one: leave it VALIDATED,
             # the next refresh compares anew and an operator may activate it.
+            log.warning("release_not_activated", release_id=release_id, why="another activation came first")
             return False
+        failpoint("trainer.after_activate")
         return True
 
 
-def _metrics(report: HeadReport, decision: GateDecision, fitted: FitReport, labels: _Labels, warm: bool
-             ) -> dict[str, Any]:
+def _refresh_section(due: Sequence[Due], snapshot_at: datetime, chosen: Candidate, tried: Sequence[Candidate],
+                     labels: _Labels) -> RefreshSection:
+    judged = hashlib.sha256()
+    for ranking in labels.held_out_rankings:
+        judged.update(ranking.query_id.bytes)
+    return RefreshSection(
+        triggers=tuple(RefreshTrigger(trigger=one.trigger.value, detail=one.detail) for one in due),
+        snapshot_at=snapshot_at, start=chosen.start.value,
+        validation_map={one.start.value: one.fitted.best_map for one in tried if math.isfinite(one.fitted.best_map)},
+        held_out_split=labels.held_out_split, held_out_queries=len(labels.held_out_rankings),
+        held_out_digest=judged.hexdigest(),
+    )  # fmt: skip
+
+
+def _metrics(report: HeadReport, decision: GateDecision, chosen: Candidate, labels: _Labels) -> dict[str, Any]:
+    fitted = chosen.fitted
     # JSON knows no NaN, and Postgres refuses it: what could not be measured is null.
     measured = {name: value if np.isfinite(value) else None for name, value in decision.metrics.items()}
     return {
         **report.to_json(), "gate": {**measured, "passed": decision.passed, "reasons": list(decision.reasons)},
         "fit": {"best_step": fitted.best_step, "validation_map": fitted.best_map, "start_map": fitted.start_map,
-                "slope": fitted.slope, "warm_start": warm,
+                "slope": fitted.slope, "warm_start": chosen.start is Start.WARM,
                 "history": [[point.step, point.validation_map] for point in fitted.history]},
         "labels": {"train": len(labels.splits.train), "validation": len(labels.splits.validation),
                    "test": len(labels.splits.test), "held_out_split": labels.held_out_split,

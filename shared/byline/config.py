@@ -136,6 +136,11 @@ class Settings(SecuritySettings):
     trainer_min_new_rankings: int = Field(8, ge=1)
     trainer_interval_seconds: float = Field(3_600.0, gt=0)
     trainer_poll_seconds: float = Field(5.0, gt=0)
+    #: A changed corpus is refreshed once it has been still for so long.
+    trainer_settle_seconds: float = Field(60.0, ge=0)
+    #: Files of old releases stay: of the newest that can answer, and of all that are younger.
+    release_keep: int = Field(3, ge=0)
+    release_keep_days: float = Field(7.0, ge=0)
     trainer_loss: str = "listwise"
     trainer_epochs: int = Field(40, ge=1)
     #: Columns of an embedding at most; a head is fitted in full and cut to its best ones.

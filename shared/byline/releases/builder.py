@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from byline.catalog.blobs import fsync_directory
 from byline.catalog.items import Item
 from byline.errors import FeatureMismatch, ReleaseNotEligible
+from byline.failpoints import failpoint
 from byline.index import AUTO, VectorIndex, choose_index
 from byline.ranker.head import Head, save_head
 from byline.releases.catalogue import write_catalogue
+from byline.releases.garbage_files import BUILDING, hold
 from byline.releases.golden import GoldenQueries
 from byline.releases.manifest import (
     CALIBRATOR,
@@ -36,6 +38,7 @@ from byline.releases.manifest import (
     SKETCH_FILES,
     SKETCH_TOKENS,
     LabelSet,
+    RefreshSection,
     ReleaseManifest,
     file_entry,
     make_release_id,
@@ -72,6 +75,7 @@ def build_release(
     index_factory: str = AUTO,
     index_queries: Features | None = None,
     sketches: SketchParts | None = None,
+    refresh: RefreshSection | None = None,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
@@ -90,7 +94,8 @@ def build_release(
     if golden_features.ndim != 2 or not len(golden_features):
         raise FeatureMismatch("a release needs at least one golden query")
     root.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
+    working = Path(tempfile.mkdtemp(dir=root, prefix=BUILDING))
+    alive = hold(working)
     try:
         asked = _index_queries(index_queries, item_features)
         choice = choose_index(
@@ -124,6 +129,7 @@ def build_release(
             git_sha=git_sha,
             sketches=section,
             index=index_section(choice),
+            refresh=refresh,
             files=files,
         )
         manifest.write(working)
@@ -132,6 +138,7 @@ def build_release(
         if working.exists():
             working.chmod(0o755)
             shutil.rmtree(working)
+        os.close(alive)
 
 
 def _index_queries(real: Features | None, item_features: Features) -> Features:
@@ -164,6 +171,7 @@ def _publish(working: Path, target: Path, names: Sequence[str]) -> Path:
         (working / name).chmod(0o444)
     fsync_directory(working)
     working.chmod(0o755)
+    failpoint("releases.before_rename")
     try:
         working.rename(target)
     except OSError as error:

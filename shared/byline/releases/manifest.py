@@ -111,6 +111,35 @@ class SketchSection(BaseModel):
     index: IndexSection | None = None
 
 
+class RefreshTrigger(BaseModel):
+    """One reason why the refresh was begun."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trigger: str
+    detail: str = ""
+
+
+class RefreshSection(BaseModel):
+    """Why a trainer made this release, from what, and how its head was found.
+
+    ``snapshot_at``: the database's time when labels and items were read; what came later is in the next release.
+    ``start`` is what the head was continued from: ``fresh``, ``warm`` (the active head), or ``kept`` (it *is* the
+    active head, as only the corpus changed); ``validation_map`` what each that was tried reached. ``held_out`` names
+    the queries that judged it by a digest: no head was ever trained on them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    triggers: tuple[RefreshTrigger, ...]
+    snapshot_at: datetime
+    start: str
+    validation_map: dict[str, float] = Field(default_factory=dict)
+    held_out_split: str
+    held_out_queries: int = Field(ge=0)
+    held_out_digest: str
+
+
 class ReleaseManifest(BaseModel):
     """The whole description of one release. Immutable; unknown fields are refused."""
 
@@ -137,6 +166,8 @@ class ReleaseManifest(BaseModel):
     sketches: SketchSection | None = None
     #: How the index of the embeddings was chosen; None in releases from before that was measured.
     index: IndexSection | None = None
+    #: None: not made by a trainer.
+    refresh: RefreshSection | None = None
     files: dict[_FileName, FileEntry]
 
     @field_validator("created_at")

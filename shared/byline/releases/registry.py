@@ -50,7 +50,10 @@ class ActiveRelease:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """One registered release. ``reason`` says why it was rejected or last activated."""
+    """One registered release. ``reason`` says why it was rejected or last activated.
+
+    ``collected_at`` set: its files were removed, it cannot be loaded or activated any more.
+    """
 
     release_id: str
     model_id: str
@@ -61,6 +64,7 @@ class ReleaseRecord:
     parent: str | None
     reason: str | None
     created_at: datetime
+    collected_at: datetime | None = None
 
 
 class ReleaseRegistry:
@@ -132,6 +136,17 @@ class ReleaseRegistry:
         return _record(connection, release_id)
 
     @staticmethod
+    def list_within(connection: Connection, model_id: str) -> list[ReleaseRecord]:
+        """Every release of a model, in no particular order, inside the caller's transaction."""
+        query = select(_releases).where(_releases.c.model_id == model_id)
+        return [_to_record(row) for row in connection.execute(query).mappings()]
+
+    @staticmethod
+    def lock_within(connection: Connection, model_id: str) -> datetime:
+        """Keep activations of a model out until the caller's transaction ends; the database's time."""
+        return _lock(connection, model_id)
+
+    @staticmethod
     def active_within(connection: Connection, model_id: str) -> ActiveRelease | None:
         """As ``active``, inside the caller's transaction."""
         return _current(connection, model_id)
@@ -196,6 +211,11 @@ def _switch(
         )
     if record.state is ReleaseState.REJECTED:
         raise ReleaseNotEligible(f"release {release_id} was rejected: {record.reason}", release_id=release_id)
+    if record.collected_at is not None:
+        raise ReleaseNotEligible(
+            f"the files of release {release_id} were removed on {record.collected_at:%Y-%m-%d}; refresh instead",
+            release_id=release_id,
+        )
     if current is not None and current.release_id == release_id:
         return current
     previous = current.release_id if current else None
@@ -241,4 +261,5 @@ def _to_record(row: Mapping[Any, Any]) -> ReleaseRecord:
         release_id=row["id"], model_id=row["model_id"], state=ReleaseState(row["state"]),
         directory=Path(row["directory"]), manifest=ReleaseManifest.from_json(row["manifest"]),
         metrics=row["metrics"] or {}, parent=row["parent"], reason=row["reason"], created_at=row["created_at"],
+        collected_at=row["collected_at"],
     )  # fmt: skip

@@ -23,10 +23,11 @@ from byline.releases.loader import load_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
 from byline.releases.sketches import SketchParts, section_of
-from services.trainer.__main__ import last_refresh
+from services.trainer.candidates import Start
 from services.trainer.gate import GateLimits
+from services.trainer.observe import Observer, last_refresh
 from services.trainer.refresh import Refresher, RefreshSettings
-from services.trainer.schedule import LastRefresh
+from services.trainer.schedule import Due, LastRefresh, Observed, Trigger
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS, LATENT = 160, 8
@@ -175,14 +176,19 @@ def test_the_published_release_answers_in_the_order_the_gate_judged(engine, worl
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:10], atol=1e-5)
 
 
-def test_more_rankings_lead_to_a_second_release_from_a_warm_start(engine, world, tmp_path: Path):
+def test_more_rankings_lead_to_a_second_release_from_whichever_start_validates_better(engine, world, tmp_path: Path):
     _add(engine, world, "train", range(40))
     _add(engine, world, "validation", range(12))
     refresher = _refresher(engine, world, tmp_path)
     first = refresher.run_once(now=NOW, seed=0)
     _add(engine, world, "train", range(40, 48))
-    second = refresher.run_once(now=NOW + timedelta(minutes=5), seed=0)
-    assert second.warm and not first.warm and second.activated
+    due = [Due(Trigger.RANKINGS, "8 new rankings")]
+    second = refresher.run_once(now=NOW + timedelta(minutes=5), seed=0, due=due)
+    assert first.start is Start.FRESH and second.activated
+    made = ReleaseRegistry(engine).get(second.release_id).manifest.refresh
+    assert made is not None and set(made.validation_map) == {"warm", "fresh"}
+    assert made.start == second.start == max(made.validation_map, key=lambda start: made.validation_map[start])
+    assert [(one.trigger, one.detail) for one in made.triggers] == [("rankings", "8 new rankings")]
     active = ReleaseRegistry(engine).active("toy")
     assert active is not None
     assert (active.release_id, active.previous_release_id) == (second.release_id, first.release_id)
@@ -205,6 +211,36 @@ def test_a_withdrawn_item_is_not_in_the_next_release(engine, world, tmp_path: Pa
     CatalogStore(engine).withdraw([7])
     outcome = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
     assert ReleaseRegistry(engine).get(outcome.release_id).manifest.items == ITEMS - 1
+
+
+def test_a_changed_corpus_is_published_with_the_head_that_answers(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    refresher = _refresher(engine, world, tmp_path)
+    first = refresher.run_once(now=NOW, seed=0)
+    CatalogStore(engine).withdraw([7])
+    due = [Due(Trigger.CORPUS, "1 withdrawn")]
+    second = refresher.run_once(now=NOW + timedelta(minutes=5), seed=0, due=due)
+    assert second.activated and second.start is Start.KEPT
+    registry = ReleaseRegistry(engine)
+    before, after = (registry.get(one.release_id) for one in (first, second))
+    assert after.manifest.items == ITEMS - 1
+    heads = [load_head(record.directory / HEAD).state_dict() for record in (before, after)]
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+
+
+def test_the_trainer_sees_what_changed_since_the_snapshot_of_the_active_release(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    observer = Observer(engine, "toy", "abu_plus_linear")
+    assert observer.look() == Observed(32)
+    _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    assert observer.look().corpus is None
+    catalog = CatalogStore(engine)
+    catalog.add_items("toy", [Item(i, f"item {i}", image_sha256=f"{i:064x}") for i in (ITEMS, ITEMS + 1)])
+    catalog.withdraw([7, ITEMS + 1])
+    change = observer.look().corpus
+    assert change is not None and (change.added, change.withdrawn) == (1, 1) and change.last_at is not None
 
 
 def test_enough_test_queries_judge_instead_of_the_validation_ones(engine, world, tmp_path: Path):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta
 
 from byline.errors import DatabaseUnavailable, LabelsNotUsable
 from byline.evaluation.head_report import HeadReport
+from services.trainer.candidates import Start
 from services.trainer.gate import GateDecision
 from services.trainer.loop import TrainerLoop
 from services.trainer.refresh import RefreshOutcome
-from services.trainer.schedule import LastRefresh, RefreshRule
+from services.trainer.schedule import LastRefresh, Observed, RefreshAsked, RefreshRule
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-OUTCOME = RefreshOutcome("r1", True, GateDecision(True, (), {"map": 0.5}), HeadReport((), 100, 40), False)
+OUTCOME = RefreshOutcome("r1", True, GateDecision(True, (), {"map": 0.5}), HeadReport((), 100, 40), Start.FRESH)
 
 
 class World:
@@ -26,15 +28,19 @@ class World:
         self.error: Exception | None = None
         self.refreshes = 0
         self.stop = threading.Event()
-        self.loop = TrainerLoop(count=self.counted, last=lambda: self.last, refresh=self.refresh, now=lambda: self.now,
+        self.asked: tuple[RefreshAsked, ...] = ()
+        self.elsewhere = False
+        self.loop = TrainerLoop(look=self.looked, last=lambda: self.last, refresh=self.refresh, now=lambda: self.now,
                                 rule=RefreshRule(8, timedelta(hours=1)), stop=self.stop, poll_s=0.001)
 
-    def counted(self) -> int:
+    def looked(self) -> Observed:
         if isinstance(self.error, DatabaseUnavailable | OSError):
             raise self.error
-        return self.count
+        return Observed(self.count, asked=self.asked)
 
-    def refresh(self, now: datetime) -> RefreshOutcome:
+    def refresh(self, now: datetime, last: LastRefresh | None) -> RefreshOutcome | None:
+        if self.elsewhere:
+            return None
         self.refreshes += 1
         if self.error:
             raise self.error
@@ -111,6 +117,17 @@ def test_a_failure_after_the_candidate_was_recorded_is_tried_again_after_the_int
     world.now += timedelta(hours=1)
     world.loop.step()
     assert world.refreshes == 2
+
+
+def test_an_operator_is_served_at_once_and_what_another_trainer_does_is_no_failure():
+    world = World()
+    world.last = LastRefresh(world.count, NOW)
+    assert world.loop.step() is None
+    world.asked = (RefreshAsked(uuid.UUID(int=1), "ann", "cats look wrong"),)
+    world.elsewhere = True
+    assert world.loop.step() is None and world.loop.pause_s == 0.001
+    world.elsewhere = False
+    assert world.loop.step() is OUTCOME
 
 
 def test_a_stop_ends_the_loop():
