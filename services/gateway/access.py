@@ -69,6 +69,15 @@ _OPERATOR = {
     "ResumeWorker": Access(_ACT, audited=True),
     "ListJobEvents": Access(_LOOK, "name"),
 }
+_CURATION = {
+    "GetCuration": Access(_LOOK),
+    "GetLabelStatistics": Access(_LOOK),
+    "GetDrift": Access(_LOOK),
+    "PauseCuration": Access(_ACT, audited=True),
+    "ResumeCuration": Access(_ACT, audited=True),
+    "SetCurationBudget": Access(_ACT, audited=True),
+    "CloseDriftAlarm": Access(_ACT, audited=True),
+}
 #: Full method path, as gRPC gives it, to what it needs.
 ACCESS: dict[str, Access] = {
     f"/{PACKAGE}.{service}/{method}": access
@@ -76,6 +85,7 @@ ACCESS: dict[str, Access] = {
         ("AttributionService", _ATTRIBUTION),
         ("CatalogService", _CATALOG),
         ("OperatorService", _OPERATOR),
+        ("CurationService", _CURATION),
     )
     for method, access in methods.items()
 }

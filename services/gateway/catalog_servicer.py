@@ -7,15 +7,22 @@ Why it exists: the handlers, and nothing but the handlers. A withdrawn item does
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from attribution.v1 import catalog_service_pb2 as wire
 from attribution.v1 import catalog_service_pb2_grpc as rpc
 from byline.catalog.items import Item
+from byline.catalog.look_child import LookChild
 from byline.catalog.sniff import sniff
-from byline.errors import InvalidRequest, ItemNotFound
+from byline.catalog.store import CorpusSummary
+from byline.catalog.withdrawals import Criterion
+from byline.errors import CorpusNotFound, InvalidRequest, ItemNotFound, ReceiptNotFound
+from byline.releases.delta import DeltaStore
+from byline.security.scopes import current_principal
 from services.gateway import convert, names
+from services.gateway.additions import Adder
 from services.gateway.context import GatewayContext
 
 MAX_READ = 1_000
@@ -27,6 +34,8 @@ class CatalogServicer(rpc.CatalogServiceServicer):
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
+        self._adder = Adder(context.catalog, context.blobs, LookChild())
+        self._deltas = DeltaStore(context.engine)
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:
         """All models."""
@@ -45,11 +54,28 @@ class CatalogServicer(rpc.CatalogServiceServicer):
         corpus_id, item_id = names.parse_item(request.name)
         return await self._context.offload(self._image, corpus_id, item_id)
 
+    async def AddItems(self, request: wire.AddItemsRequest, context: Any) -> wire.AddItemsResponse:
+        """Add items; each has an outcome of its own."""
+        corpus_id = names.parse_corpus(request.parent)
+        return await self._context.offload(self._adder.add, corpus_id, request.items)
+
+    async def GetCorpus(self, request: wire.GetCorpusRequest, context: Any) -> wire.Corpus:
+        """A corpus in figures, and what of it is found."""
+        corpus_id = names.parse_corpus(request.name, "name")
+        return await self._context.offload(self._corpus, corpus_id)
+
+    async def GetWithdrawal(self, request: wire.GetWithdrawalRequest, context: Any) -> wire.WithdrawalReceipt:
+        """The receipt of a withdrawal."""
+        corpus_id, receipt_id = names.parse_withdrawal(request.name)
+        return await self._context.offload(self._receipt, corpus_id, receipt_id)
+
     async def WithdrawItems(self, request: wire.WithdrawItemsRequest, context: Any) -> wire.WithdrawalReceipt:
         """Withdraw items of a corpus; the receipt comes after the commit."""
         corpus_id = names.parse_corpus(request.parent)
-        _check_count(request.item_ids, MAX_WITHDRAW)
-        return await self._context.offload(self._withdraw, corpus_id, sorted(set(request.item_ids)))
+        criterion = Criterion(tuple(sorted(set(request.item_ids))), request.creator.strip(), request.licence.strip())
+        if criterion.item_ids:
+            _check_count(request.item_ids, MAX_WITHDRAW)
+        return await self._context.offload(self._withdraw, corpus_id, criterion, request.reason)
 
     def _visible(self, corpus_id: str, item_ids: Sequence[int]) -> list[Item]:
         catalog = self._context.catalog
@@ -67,17 +93,74 @@ class CatalogServicer(rpc.CatalogServiceServicer):
         header = sniff(data, limits.max_image_bytes, limits.max_image_pixels)
         return wire.ItemImage(media_type=header.media_type, data=data)
 
-    def _withdraw(self, corpus_id: str, item_ids: Sequence[int]) -> wire.WithdrawalReceipt:
-        known = self._context.catalog.known(corpus_id, item_ids)
-        own = [item_id for item_id in item_ids if known.get(item_id) is not None]
-        receipt = self._context.catalog.withdraw(own)
+    def _withdraw(self, corpus_id: str, criterion: Criterion, reason: str) -> wire.WithdrawalReceipt:
+        catalog = self._context.catalog
+        principal = current_principal().name
+        if not criterion.item_ids:
+            self._known_corpus(corpus_id)
+            receipt = catalog.withdraw_matching(corpus_id, criterion, principal, reason=reason)
+            own: Sequence[int] = ()
+        else:
+            known = catalog.known(corpus_id, criterion.item_ids)
+            own = [item_id for item_id in criterion.item_ids if known.get(item_id) is not None]
+            receipt = catalog.withdraw(own, principal, reason=reason)
         return wire.WithdrawalReceipt(
             corpus=names.corpus(corpus_id),
             withdrawn_item_ids=sorted(receipt.withdrawn),
             already_withdrawn_item_ids=sorted(receipt.already),
-            unknown_item_ids=sorted({*receipt.unknown, *item_ids} - set(own)),
+            unknown_item_ids=sorted({*receipt.unknown, *criterion.item_ids} - set(own)),
             effective_time=convert.timestamp(receipt.at),
+            name=names.withdrawal(corpus_id, receipt.receipts[0]) if receipt.receipts else "",
+            creator=criterion.creator,
+            licence=criterion.licence,
+            reason=reason,
         )
+
+    def _receipt(self, corpus_id: str, receipt_id: uuid.UUID) -> wire.WithdrawalReceipt:
+        kept = self._context.catalog.receipt(receipt_id)
+        if kept.corpus_id != corpus_id:
+            raise ReceiptNotFound(f"corpus {corpus_id} has no withdrawal {receipt_id}", receipt=receipt_id)
+        return wire.WithdrawalReceipt(
+            corpus=names.corpus(corpus_id),
+            withdrawn_item_ids=sorted(set(kept.images) - kept.already),
+            already_withdrawn_item_ids=sorted(kept.already),
+            effective_time=convert.timestamp(kept.at),
+            name=names.withdrawal(corpus_id, receipt_id),
+            creator=str(kept.criterion.get("creator", "")),
+            licence=str(kept.criterion.get("licence", "")),
+            reason=kept.reason,
+            purge_time=convert.timestamp(kept.purged_at),
+            absent_releases=[
+                names.release(str(model_id), str(release_id))
+                for model_id, release_id in kept.purged.get("absent_from", ())
+            ],
+        )
+
+    def _known_corpus(self, corpus_id: str) -> CorpusSummary:
+        for summary in self._context.catalog.corpora():
+            if summary.corpus_id == corpus_id:
+                return summary
+        raise CorpusNotFound(f"there is no corpus {corpus_id}", corpus=corpus_id)
+
+    def _corpus(self, corpus_id: str) -> wire.Corpus:
+        summary = self._known_corpus(corpus_id)
+        coverages = []
+        for model in self._context.catalog.models():
+            if model.corpus_id != corpus_id:
+                continue
+            active = self._context.registry.active(model.model_id)
+            coverage = wire.Corpus.Coverage(model=names.model(model.model_id))
+            if active is not None:
+                delta = self._deltas.state(active.release_id)
+                coverage.release = names.release(model.model_id, active.release_id)
+                coverage.delta_sequence, coverage.delta_items = delta.sequence, delta.items
+                if delta.corpus_sequence >= 0:
+                    coverage.corpus_sequence = delta.corpus_sequence
+            coverages.append(coverage)
+        return wire.Corpus(
+            name=names.corpus(corpus_id), items=summary.items, withdrawn_items=summary.withdrawn,
+            creators=summary.creators, sequence=self._context.catalog.sequence(corpus_id), coverages=coverages,
+        )  # fmt: skip
 
 
 def _check_count(item_ids: Sequence[int], limit: int) -> None:

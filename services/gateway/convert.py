@@ -88,6 +88,7 @@ def _options(row: Job) -> wire.JobOptions:
     options = wire.JobOptions(
         tier=_TIERS[row.tier], top_k=row.top_k, candidates=row.candidates if row.tier is Tier.VERIFIED else 0,
         verification=_VERIFICATIONS[row.verification],
+        copies=wire.COPIES_APART if row.payload.get("copies") == "apart" else wire.COPIES_TOGETHER,
     )  # fmt: skip
     options.ttl.FromTimedelta(row.expire_time - row.create_time)
     return options
@@ -97,22 +98,36 @@ def _answer(row: Job, stage_result: StageResult, corpus_id: str, withdrawn: Coll
     result = stage_result.result
     all_influences = [_influence(entry, corpus_id) for entry in result["influences"]]
     kept = [influence for influence in all_influences if influence.item_id not in withdrawn]
+    gone = len(all_influences) - len(kept) + int(result.get("purged_influences") or 0)
+    if result.get("copies") == "together":
+        kept = _gathered(kept)
     answer = wire.Answer(
         tier=_TIERS[Tier(result["tier"])],
         release=names.release(row.model_id, str(result.get("release_id") or stage_result.release_id or "")),
         model_revision=str(result.get("model_revision") or ""),
         verdict=_verdict(result),
         influences=kept[: row.top_k],
-        withdrawn_influences=len(all_influences) - len(kept),
+        withdrawn_influences=gone,
+        delta_sequence=int(result.get("delta_sequence") or 0),
         teacher_id=str(result.get("teacher_id") or ""),
         draws=int(result.get("draws") or 0),
         timings_ms={str(k): float(v) for k, v in (result.get("timings_ms") or {}).items()},
         create_time=timestamp(stage_result.created_at),
     )
-    for field in ("noise_floor", "evidence", "evidence_floor"):
+    for field in ("noise_floor", "evidence", "evidence_floor", "corpus_sequence"):
         if result.get(field) is not None:
-            setattr(answer, field, float(result[field]))
+            setattr(answer, field, int(result[field]) if field == "corpus_sequence" else float(result[field]))
     return answer
+
+
+def _gathered(influences: Iterable[wire.Influence]) -> list[wire.Influence]:
+    """One of each near-duplicate group, the first; the others are its copies. A group is credited once."""
+    first: dict[int, wire.Influence] = {}
+    for influence in influences:
+        kept = first.setdefault(influence.near_duplicate_group, influence)
+        if kept is not influence:
+            kept.copies.append(influence.item_id)
+    return list(first.values())
 
 
 def _verdict(result: Mapping[str, Any]) -> wire.Answer.Verdict:

@@ -19,6 +19,7 @@ _MODEL = re.compile(rf"models/({_ID})")
 _RELEASE = re.compile(rf"models/({_ID})/releases/({_ID})")
 _CORPUS = re.compile(rf"corpora/({_ID})")
 _ITEM = re.compile(rf"corpora/({_ID})/items/(\d{{1,19}})")
+_WITHDRAWAL = re.compile(rf"corpora/({_ID})/withdrawals/([0-9a-fA-F-]{{36}})")
 MAX_INT64 = 2**63 - 1
 
 
@@ -55,6 +56,11 @@ def corpus(corpus_id: str) -> str:
 def item(corpus_id: str, item_id: int) -> str:
     """``corpora/{corpus}/items/{item}``."""
     return f"corpora/{corpus_id}/items/{item_id}"
+
+
+def withdrawal(corpus_id: str, receipt_id: uuid.UUID) -> str:
+    """``corpora/{corpus}/withdrawals/{withdrawal}``."""
+    return f"corpora/{corpus_id}/withdrawals/{receipt_id}"
 
 
 def parse_project(name: str, field: str = "parent") -> str:
@@ -101,6 +107,16 @@ def parse_item(name: str, field: str = "name") -> tuple[str, int]:
     if int(item_id) > MAX_INT64:
         raise _invalid(field, name, expected)
     return corpus_id, int(item_id)
+
+
+def parse_withdrawal(name: str, field: str = "name") -> tuple[str, uuid.UUID]:
+    """Corpus id and receipt id."""
+    expected = "corpora/{corpus}/withdrawals/{uuid}"
+    corpus_id, receipt_id = _match(_WITHDRAWAL, name, field, expected)
+    try:
+        return corpus_id, uuid.UUID(receipt_id)
+    except ValueError as error:
+        raise _invalid(field, name, expected) from error
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, expected: str) -> tuple[str, ...]:

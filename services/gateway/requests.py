@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from attribution.v1 import attribution_job_pb2 as wire
 from byline import tracing
@@ -107,13 +108,20 @@ def new_job(
             top_k=top_k,
             candidates=candidates,
             ttl_s=_ttl(options, limits, f"{prefix}options.ttl"),
-            payload={"embedding_release_id": release_id} if release_id else {},
+            payload=_payload(options, release_id, f"{prefix}options.copies"),
             max_attempts=limits.max_attempts,
             traceparent=str(trace) if (trace := tracing.current()) else None,
         ),
         inline_image=inline,
         embedding_release_id=release_id,
     )
+
+
+def _payload(options: wire.JobOptions, release_id: str | None, field: str) -> dict[str, Any]:
+    if options.copies not in wire.Copies.values():
+        raise InvalidRequest(field, "must be TOGETHER or APART", value=options.copies)
+    apart = {"copies": "apart"} if options.copies == wire.COPIES_APART else {}
+    return apart | ({"embedding_release_id": release_id} if release_id else {})
 
 
 def _tier(value: int, field: str) -> Tier:

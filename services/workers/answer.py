@@ -26,7 +26,7 @@ _OF_THE_STUDENT = (
 )  # fmt: skip
 
 #: What the lookup says of an answer as a whole; the slower tiers keep it.
-_VERDICT = ("not_attributable", "noise_floor", "evidence", "evidence_floor")
+_VERDICT = ("not_attributable", "noise_floor", "evidence", "evidence_floor", "copies")
 
 
 def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Probability | None) -> Influence:
@@ -69,22 +69,54 @@ def retrieved_answer(
     timings_ms: Mapping[str, float],
     evidence: float | None = None,
     evidence_floor: float | None = None,
+    apart: bool = True,
+    delta_sequence: int = 0,
+    corpus_sequence: int | None = None,
 ) -> Answer:
-    """The lookup stage's answer: the first ``top_k`` influences; the rest wait as ``candidates`` for the teacher."""
+    """The lookup stage's answer: the first ``top_k`` influences (near-duplicate groups, unless copies are kept
+    ``apart``); the rest wait as ``candidates`` for the teacher. The sequences say which additions were searched."""
+    first = end_of_groups([one["near_duplicate_group"] for one in influences], top_k, apart)
     return {
         "tier": "RETRIEVED",
         "release_id": release_id,
+        "delta_sequence": delta_sequence,
+        "corpus_sequence": corpus_sequence,
+        "copies": "apart" if apart else "together",
         "model_revision": model_revision,
         "not_attributable": not_attributable,
         "noise_floor": noise_floor,
         "evidence": evidence,
         "evidence_floor": evidence_floor,
-        "influences": list(influences[:top_k]),
-        "candidates": list(influences[top_k:]),
+        "influences": list(influences[:first]),
+        "candidates": list(influences[first:]),
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
         "teacher_id": None,
         "draws": None,
     }
+
+
+def end_of_groups(groups: Sequence[object], wanted: int, apart: bool = False) -> int:
+    """How many of a ranked list hold its first ``wanted`` groups: up to where another one begins.
+
+    With copies ``apart`` everything is a group of its own.
+    """
+    if apart:
+        return min(wanted, len(groups))
+    seen: set[object] = set()
+    for place, group in enumerate(groups):
+        if group not in seen:
+            if len(seen) == wanted:
+                return place
+            seen.add(group)
+    return len(groups)
+
+
+def group_ranks(groups: Sequence[object], apart: bool = False) -> list[int]:
+    """The rank of each of a ranked list, from 1: copies have that of the first of their group, unless ``apart``."""
+    if apart:
+        return list(range(1, len(groups) + 1))
+    ranks: dict[object, int] = {}
+    return [ranks.setdefault(group, len(ranks) + 1) for group in groups]
 
 
 def candidates_of(retrieved: Answer, *, limit: int, excluded: Iterable[int] = ()) -> list[Influence]:
@@ -126,13 +158,20 @@ def verified_answer(
                 "retrieved_rank": known["retrieved_rank"],
             }
         )
+    apart = retrieved.get("copies") != "together"
+    groups = [one["near_duplicate_group"] for one in ranked]
+    for one, rank in zip(ranked, group_ranks(groups, apart), strict=True):
+        one["rank"] = rank
+    first = end_of_groups(groups, top_k, apart)
     return {
         "tier": "VERIFIED",
         "release_id": retrieved["release_id"],
+        "delta_sequence": retrieved.get("delta_sequence", 0),
+        "corpus_sequence": retrieved.get("corpus_sequence"),
         "model_revision": model_revision,
         **{name: retrieved.get(name) for name in _VERDICT},
-        "influences": ranked[:top_k],
-        "candidates": ranked[top_k:],
+        "influences": ranked[:first],
+        "candidates": ranked[first:],
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},
         "teacher_id": ranking.teacher_id,
         "draws": int(ranking.draws),
@@ -156,7 +195,8 @@ def estimated_answer(
     """
     by_id = {one["item_id"]: one for one in (*retrieved["influences"], *retrieved.get("candidates", []))}
     influences: list[Influence] = []
-    for rank, (item, tau, error) in enumerate(found, start=1):
+    ranks = group_ranks([item.near_duplicate_group for item, _, _ in found], retrieved.get("copies") != "together")
+    for rank, (item, tau, error) in zip(ranks, found, strict=True):
         known = by_id.get(str(item.item_id), {})
         influences.append(
             {

@@ -146,7 +146,8 @@ class WorkerChild:
     # -- how a worker is put together -----------------------------------------------------------
 
     def _lookup_stages(self) -> Mapping[Stage, Work]:
-        from byline.releases.delta import Deltas, DeltaStore
+        from byline.releases.delta import DeltaStore
+        from byline.releases.delta_view import Deltas
         from byline.releases.registry import ReleaseRegistry
         from services.workers.lookup import LookupStage
         from services.workers.serving import Serving

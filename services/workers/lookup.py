@@ -18,14 +18,21 @@ from byline.catalog.decode import decode_image
 from byline.errors import InvalidRequest, ItemWithdrawn, ModelMismatch
 from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
-from services.workers.answer import item_ids_of, retrieved_answer, retrieved_influence
+from services.workers.answer import end_of_groups, group_ranks, item_ids_of, retrieved_answer, retrieved_influence
 from services.workers.feature_memory import FeatureMemory
 from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn
 
 if TYPE_CHECKING:
-    from byline.evaluation.calibration import Probability
+    from byline.catalog.items import Item
+    from byline.releases.delta_view import Delta, Deltas
     from byline.releases.loader import Hit, Release
     from services.workers.serving import Served, Serving
+
+
+#: What a job's payload says where each copy is to be listed by itself.
+APART = "apart"
+#: How many times deeper than asked for a search goes to find enough near-duplicate groups.
+_DEEPEST = 32
 
 
 class LookupStage:
@@ -40,7 +47,10 @@ class LookupStage:
         max_image_bytes: int,
         max_image_pixels: int,
         clock: Callable[[], float],
+        deltas: Deltas | None = None,
     ) -> None:
+        """``deltas``: what was added since each release was built; None where nothing ever is."""
+        self._deltas = deltas
         self._serving = serving
         self._blobs = blobs
         self._withdrawn = withdrawn
@@ -66,13 +76,21 @@ class LookupStage:
         searching = self._clock()
         # Probabilities look at a query's whole head of the list, whatever part of it was asked for.
         calibrator = served.calibrator
-        hits = release.search_embedding(embedding, max(wanted, calibrator.depth), self._withdrawn.ids())
+        delta = None if self._deltas is None else self._deltas.of(release.release_id)
+        apart = job.payload.get("copies") == APART
+        hits = self._found(release, delta, embedding, wanted, calibrator.depth, apart)
+        items = [_item(hit, release, delta) for hit in hits]
+        groups = [item.near_duplicate_group for item in items]
+        listed, ranks = end_of_groups(groups, wanted, apart), group_ranks(groups, apart)
         scores = [hit.score for hit in hits]
         probabilities = calibrator.probabilities(scores)
         timings["search"] = 1e3 * (self._clock() - searching)
         timings["total"] = 1e3 * (self._clock() - begun)
         answer = retrieved_answer(
-            [self._influence(*pair, release) for pair in zip(hits[:wanted], probabilities[:wanted], strict=True)],
+            [
+                retrieved_influence(items[n], rank=ranks[n], cosine=scores[n], probability=probabilities[n])
+                for n in range(listed)
+            ],
             top_k=job.top_k,
             release_id=release.release_id,
             model_revision=release.manifest.model_revision,
@@ -81,9 +99,29 @@ class LookupStage:
             timings_ms=timings,
             evidence=evidence,
             evidence_floor=calibrator.evidence_floor,
+            apart=apart,
+            delta_sequence=0 if delta is None else delta.state.sequence,
+            corpus_sequence=None if delta is None or delta.state.corpus_sequence < 0 else delta.state.corpus_sequence,
         )
         named = item_ids_of(answer)
         return Outcome(answer, also=lambda connection: self._refuse(connection, named), named=named)
+
+    def _found(
+        self, release: Release, delta: Delta | None, embedding: NDArray[np.float32], wanted: int, depth: int,
+        apart: bool,
+    ) -> list[Hit]:  # fmt: skip
+        """The best items of release and delta, at least ``depth``, and enough of them to hold ``wanted`` groups.
+
+        A group that is larger than anybody would list is cut: the search goes no deeper than ``_DEEPEST`` times.
+        """
+        withdrawn, added = self._withdrawn.ids(), None if delta is None else delta.index
+        k = max(wanted if apart else 2 * wanted, depth)
+        while True:
+            hits = release.search_embedding(embedding, k, withdrawn, added)
+            groups = {_item(hit, release, delta).near_duplicate_group for hit in hits}
+            if apart or len(groups) >= wanted or len(hits) < k or k >= _DEEPEST * wanted:
+                return hits
+            k = min(4 * k, max(_DEEPEST * wanted, depth))
 
     def _refuse(self, connection: Connection, named: Sequence[int]) -> None:
         try:
@@ -119,10 +157,10 @@ class LookupStage:
         timings["head"] = 1e3 * (self._clock() - encoded)
         return embedding, None if np.isnan(row[-1]) else float(row[-1])
 
-    @staticmethod
-    def _influence(hit: Hit, probability: Probability | None, release: Release) -> dict[str, object]:
-        item = release.catalogue[hit.item_id]
-        return retrieved_influence(item, rank=hit.rank, cosine=hit.score, probability=probability)
+def _item(hit: Hit, release: Release, delta: Delta | None) -> Item:
+    """The item of a hit, as it was when release or delta was made."""
+    found = release.catalogue.get(hit.item_id)
+    return found if found is not None or delta is None else delta.catalogue[hit.item_id]
 
 
 def _require_model(job: Job, release: Release) -> None:

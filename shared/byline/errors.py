@@ -254,6 +254,13 @@ class ItemNotFound(BylineError):
     code = "NOT_FOUND"
 
 
+class CorpusNotFound(BylineError):
+    """No corpus is known under this id."""
+
+    reason = "CORPUS_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
 class ReceiptNotFound(BylineError):
     """No withdrawal has such a receipt."""
 

@@ -25,6 +25,12 @@ class Verification(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERIFICATION_UNSPECIFIED: _ClassVar[Verification]
     VERIFICATION_REQUIRED: _ClassVar[Verification]
     VERIFICATION_BEST_EFFORT: _ClassVar[Verification]
+
+class Copies(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COPIES_UNSPECIFIED: _ClassVar[Copies]
+    COPIES_TOGETHER: _ClassVar[Copies]
+    COPIES_APART: _ClassVar[Copies]
 TIER_UNSPECIFIED: Tier
 TIER_RETRIEVED: Tier
 TIER_ESTIMATED: Tier
@@ -32,6 +38,9 @@ TIER_VERIFIED: Tier
 VERIFICATION_UNSPECIFIED: Verification
 VERIFICATION_REQUIRED: Verification
 VERIFICATION_BEST_EFFORT: Verification
+COPIES_UNSPECIFIED: Copies
+COPIES_TOGETHER: Copies
+COPIES_APART: Copies
 
 class AttributionJob(_message.Message):
     __slots__ = ("name", "model", "query", "options", "state", "progress", "release", "answers", "error", "verification_error", "attempt", "revision", "create_time", "start_time", "end_time", "update_time", "expire_time", "request_id")
@@ -110,18 +119,20 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., release: _Optional[str] = ...) -> None: ...
 
 class JobOptions(_message.Message):
-    __slots__ = ("tier", "top_k", "candidates", "verification", "ttl")
+    __slots__ = ("tier", "top_k", "candidates", "verification", "ttl", "copies")
     TIER_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     top_k: int
     candidates: int
     verification: Verification
     ttl: _duration_pb2.Duration
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., top_k: _Optional[int] = ..., candidates: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    copies: Copies
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., top_k: _Optional[int] = ..., candidates: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., copies: _Optional[_Union[Copies, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")
@@ -144,7 +155,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[Progress.Stage, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time", "evidence", "evidence_floor")
+    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time", "evidence", "evidence_floor", "delta_sequence", "corpus_sequence")
     class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         VERDICT_UNSPECIFIED: _ClassVar[Answer.Verdict]
@@ -174,6 +185,8 @@ class Answer(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    DELTA_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     release: str
     model_revision: str
@@ -188,10 +201,12 @@ class Answer(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     evidence: float
     evidence_floor: float
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evidence: _Optional[float] = ..., evidence_floor: _Optional[float] = ...) -> None: ...
+    delta_sequence: int
+    corpus_sequence: int
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evidence: _Optional[float] = ..., evidence_floor: _Optional[float] = ..., delta_sequence: _Optional[int] = ..., corpus_sequence: _Optional[int] = ...) -> None: ...
 
 class Influence(_message.Message):
-    __slots__ = ("item", "item_id", "rank", "cosine", "tau", "standard_error", "probability", "retrieved_rank", "caption", "creator", "licence", "near_duplicate_group", "image_sha256")
+    __slots__ = ("item", "item_id", "rank", "cosine", "tau", "standard_error", "probability", "retrieved_rank", "caption", "creator", "licence", "near_duplicate_group", "image_sha256", "copies")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +220,7 @@ class Influence(_message.Message):
     LICENCE_FIELD_NUMBER: _ClassVar[int]
     NEAR_DUPLICATE_GROUP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     item: str
     item_id: int
     rank: int
@@ -218,7 +234,8 @@ class Influence(_message.Message):
     licence: str
     near_duplicate_group: int
     image_sha256: str
-    def __init__(self, item: _Optional[str] = ..., item_id: _Optional[int] = ..., rank: _Optional[int] = ..., cosine: _Optional[float] = ..., tau: _Optional[float] = ..., standard_error: _Optional[float] = ..., probability: _Optional[_Union[Probability, _Mapping]] = ..., retrieved_rank: _Optional[int] = ..., caption: _Optional[str] = ..., creator: _Optional[str] = ..., licence: _Optional[str] = ..., near_duplicate_group: _Optional[int] = ..., image_sha256: _Optional[str] = ...) -> None: ...
+    copies: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, item: _Optional[str] = ..., item_id: _Optional[int] = ..., rank: _Optional[int] = ..., cosine: _Optional[float] = ..., tau: _Optional[float] = ..., standard_error: _Optional[float] = ..., probability: _Optional[_Union[Probability, _Mapping]] = ..., retrieved_rank: _Optional[int] = ..., caption: _Optional[str] = ..., creator: _Optional[str] = ..., licence: _Optional[str] = ..., near_duplicate_group: _Optional[int] = ..., image_sha256: _Optional[str] = ..., copies: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Probability(_message.Message):
     __slots__ = ("value", "low", "high", "coverage", "top")

@@ -50,9 +50,24 @@ class CatalogServiceStub:
                 request_serializer=attribution_dot_v1_dot_catalog__service__pb2.GetItemImageRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_catalog__service__pb2.ItemImage.FromString,
                 _registered_method=True)
+        self.AddItems = channel.unary_unary(
+                '/attribution.v1.CatalogService/AddItems',
+                request_serializer=attribution_dot_v1_dot_catalog__service__pb2.AddItemsRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_catalog__service__pb2.AddItemsResponse.FromString,
+                _registered_method=True)
+        self.GetCorpus = channel.unary_unary(
+                '/attribution.v1.CatalogService/GetCorpus',
+                request_serializer=attribution_dot_v1_dot_catalog__service__pb2.GetCorpusRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_catalog__service__pb2.Corpus.FromString,
+                _registered_method=True)
         self.WithdrawItems = channel.unary_unary(
                 '/attribution.v1.CatalogService/WithdrawItems',
                 request_serializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawItemsRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.FromString,
+                _registered_method=True)
+        self.GetWithdrawal = channel.unary_unary(
+                '/attribution.v1.CatalogService/GetWithdrawal',
+                request_serializer=attribution_dot_v1_dot_catalog__service__pb2.GetWithdrawalRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.FromString,
                 _registered_method=True)
 
@@ -82,9 +97,33 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddItems(self, request, context):
+        """Adds items to a corpus. They are found by TIER_RETRIEVED within seconds, without a new release; GetCorpus tells
+        how far that is. Adding the same image again changes nothing. An item that was withdrawn, or falls under a
+        withdrawal by creator or licence, is refused; the others of the same request are added.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCorpus(self, request, context):
+        """A corpus in figures, and which of its additions each model's answers include.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WithdrawItems(self, request, context):
         """Withdraws items for good: once this call has returned they are in no answer any more, stored answers included.
-        Their files follow with the next release. Withdrawing an item twice changes nothing.
+        Their files follow with the next release. Withdrawing an item twice changes nothing. A withdrawal by creator or
+        licence stands: what is added later and falls under it is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWithdrawal(self, request, context):
+        """The receipt of a withdrawal, with what has been removed from which files since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,9 +147,24 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     request_deserializer=attribution_dot_v1_dot_catalog__service__pb2.GetItemImageRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_catalog__service__pb2.ItemImage.SerializeToString,
             ),
+            'AddItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddItems,
+                    request_deserializer=attribution_dot_v1_dot_catalog__service__pb2.AddItemsRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_catalog__service__pb2.AddItemsResponse.SerializeToString,
+            ),
+            'GetCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCorpus,
+                    request_deserializer=attribution_dot_v1_dot_catalog__service__pb2.GetCorpusRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_catalog__service__pb2.Corpus.SerializeToString,
+            ),
             'WithdrawItems': grpc.unary_unary_rpc_method_handler(
                     servicer.WithdrawItems,
                     request_deserializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawItemsRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.SerializeToString,
+            ),
+            'GetWithdrawal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWithdrawal,
+                    request_deserializer=attribution_dot_v1_dot_catalog__service__pb2.GetWithdrawalRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.SerializeToString,
             ),
     }
@@ -207,6 +261,60 @@ class CatalogService:
             _registered_method=True)
 
     @staticmethod
+    def AddItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.CatalogService/AddItems',
+            attribution_dot_v1_dot_catalog__service__pb2.AddItemsRequest.SerializeToString,
+            attribution_dot_v1_dot_catalog__service__pb2.AddItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.CatalogService/GetCorpus',
+            attribution_dot_v1_dot_catalog__service__pb2.GetCorpusRequest.SerializeToString,
+            attribution_dot_v1_dot_catalog__service__pb2.Corpus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WithdrawItems(request,
             target,
             options=(),
@@ -222,6 +330,33 @@ class CatalogService:
             target,
             '/attribution.v1.CatalogService/WithdrawItems',
             attribution_dot_v1_dot_catalog__service__pb2.WithdrawItemsRequest.SerializeToString,
+            attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWithdrawal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.CatalogService/GetWithdrawal',
+            attribution_dot_v1_dot_catalog__service__pb2.GetWithdrawalRequest.SerializeToString,
             attribution_dot_v1_dot_catalog__service__pb2.WithdrawalReceipt.FromString,
             options,
             channel_credentials,

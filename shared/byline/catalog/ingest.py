@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from byline.catalog.blobs import BlobStore, sha256_hex
 from byline.catalog.decode import decode_image
 from byline.catalog.items import ITEM_ID_MASK, Item, derive_item_id
+from byline.catalog.look import Look, look_of
 from byline.catalog.sources import Broken, Candidate, creator_of, open_source
 from byline.catalog.store import CatalogStore
 from byline.errors import ImageTooLarge, ImageUndecodable
@@ -93,13 +94,20 @@ def _ingest_batch(
         read.append((entry, item))
     known = store.known(corpus_id, [item.item_id for _, item in read])
     fresh: list[Item] = []
+    looks: dict[int, Look] = {}
+    stated: set[int] = set()
     images: list[bytes] = []
+    withdrawn = store.withdrawn(corpus_id)
     names = {item.item_id: entry.name for entry, item in read}
     for entry, item in read:
         try:
+            if item.item_id in withdrawn:
+                raise _SkippedError("it was withdrawn")
             if item.item_id not in known:
-                _check_image(entry.image)
+                looks[item.item_id] = _look(entry.image)
                 fresh.append(item)
+                if entry.fields.get("near_duplicate_group") not in (None, ""):
+                    stated.add(item.item_id)
             elif known[item.item_id] == item.image_sha256:
                 state.unchanged += 1
             else:
@@ -108,16 +116,19 @@ def _ingest_batch(
             state.skipped.append((entry.name, str(skip)))
         else:
             images.append(entry.image)  # a known item's too: heals a lost file, costs one stat otherwise
-    blobs.put_many(images)
-    inserted = store.add_items(corpus_id, fresh)
+    refused = store.refusals(corpus_id, fresh)
+    refused_images = {item.image_sha256 for item in fresh if item.item_id in refused}
+    blobs.put_many([image for image in images if not refused_images or sha256_hex(image) not in refused_images])
+    inserted = store.add_items(corpus_id, fresh, looks, stated)
     state.added += len(inserted.added)
-    state.unchanged += len(fresh) - len(inserted.added) - len(inserted.conflicting)
+    state.unchanged += len(fresh) - len(inserted.added) - len(inserted.conflicting) - len(inserted.refused)
+    state.skipped.extend((names[i], reason) for i, reason in sorted(inserted.refused.items()))
     state.skipped.extend((names[i], f"id {i} belongs to another image already") for i in sorted(inserted.conflicting))
 
 
-def _check_image(data: bytes) -> None:
+def _look(data: bytes) -> Look:
     try:
-        decode_image(data)
+        return look_of(decode_image(data))
     except (ImageUndecodable, ImageTooLarge) as error:
         raise _SkippedError(error.message) from error
 

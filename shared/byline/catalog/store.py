@@ -6,17 +6,21 @@ is one committed fact that every answer consults (``withdrawn``), not a property
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from byline.catalog import copies, withdrawals
 from byline.catalog.items import Item
-from byline.db.listen import WITHDRAWALS
+from byline.catalog.look import Look
+from byline.catalog.withdrawals import Criterion, StoredReceipt, WithdrawalReceipt
+from byline.db.listen import ADDITIONS
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.errors import ModelNotFound, ModelNotUsable
@@ -27,7 +31,6 @@ _items = Base.metadata.tables["items"]
 _WITHDRAWN_AMONG = text(
     "SELECT item_id FROM items WHERE item_id = ANY(CAST(:ids AS bigint[])) AND withdrawn_at IS NOT NULL"
 )
-_audit = Base.metadata.tables["audit_events"]
 _BATCH = 10_000
 
 
@@ -53,21 +56,18 @@ class CorpusSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class WithdrawalReceipt:
-    """What a withdrawal did. From ``at`` on (the database's clock) no answer names ``withdrawn`` or ``already``."""
-
-    at: datetime
-    withdrawn: tuple[int, ...]
-    already: tuple[int, ...]
-    unknown: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Insertion:
-    """Outcome of adding items: ids that are new, and ids another corpus or another image holds already."""
+    """Outcome of adding items: ids that are new, and ids another corpus or another image holds already.
+
+    ``refused`` are withdrawn, with the reason. ``sequence`` is the corpus' after it: an answer that names it, or a
+    later one, has looked at all that was added. ``groups`` are those of the new items.
+    """
 
     added: frozenset[int]
     conflicting: frozenset[int]
+    refused: Mapping[int, str] = field(default_factory=dict)
+    sequence: int = 0
+    groups: Mapping[int, int] = field(default_factory=dict)
 
 
 class CatalogStore:
@@ -145,7 +145,7 @@ class CatalogStore:
         if not include_withdrawn:
             query = query.where(_items.c.withdrawn_at.is_(None))
         with transaction(self._engine) as connection:
-            return [_to_item(row) for row in connection.execute(query).mappings()]
+            return [to_item(row) for row in connection.execute(query).mappings()]
 
     def by_ids(self, item_ids: Iterable[int]) -> dict[int, Item]:
         """The items with these ids (withdrawn ones included); unknown ids are left out."""
@@ -154,7 +154,7 @@ class CatalogStore:
         with transaction(self._engine) as connection:
             for chunk in _chunks(wanted):
                 for row in connection.execute(select(_items).where(_items.c.item_id.in_(chunk))).mappings():
-                    found[row["item_id"]] = _to_item(row)
+                    found[row["item_id"]] = to_item(row)
         return found
 
     def known(self, corpus_id: str, item_ids: Sequence[int]) -> dict[int, str | None]:
@@ -167,23 +167,66 @@ class CatalogStore:
             ]  # fmt: skip
         return {row.item_id: row.image_sha256 if row.corpus_id == corpus_id else None for row in rows}
 
-    def add_items(self, corpus_id: str, items: Sequence[Item]) -> Insertion:
-        """Insert the items that are new, in one transaction; what exists is never changed."""
+    def add_items(
+        self, corpus_id: str, items: Sequence[Item], looks: Mapping[int, Look] | None = None,
+        stated: Collection[int] = (),
+    ) -> Insertion:  # fmt: skip
+        """Insert the items that are new, in one transaction; what exists is never changed.
+
+        An item whose look (``looks``, by id) is that of a known one joins its near-duplicate group, unless its group
+        is ``stated``. What a withdrawal covers, by image, creator or licence, is refused.
+        """
         if not items:
             return Insertion(frozenset(), frozenset())
+        looks = looks or {}
         with transaction(self._engine) as connection:
+            # Additions to a corpus come one after another: whoever sees a sequence sees all items up to it.
+            advance = update(_corpora).where(_corpora.c.id == corpus_id).values(sequence=_corpora.c.sequence + 1)
+            sequence = connection.execute(advance.returning(_corpora.c.sequence)).scalar_one()
+            refused = withdrawals.refusals(connection, corpus_id, items)
+            wanted = [item for item in items if item.item_id not in refused]
+            groups = copies.groups_of(connection, corpus_id, wanted, looks, stated)
+            values = [
+                _to_row(corpus_id, item) | _look_row(looks.get(item.item_id))
+                | {"near_duplicate_group": groups[item.item_id], "added_sequence": sequence}
+                for item in wanted
+            ]  # fmt: skip
             statement = pg_insert(_items).on_conflict_do_nothing(index_elements=["item_id"])
-            values = [_to_row(corpus_id, item) for item in items]
-            added = frozenset(connection.execute(statement.returning(_items.c.item_id), values).scalars())
-        refused = [item for item in items if item.item_id not in added]
-        known = self.known(corpus_id, [item.item_id for item in refused])
-        conflicting = frozenset(i.item_id for i in refused if known.get(i.item_id) != i.image_sha256)
-        return Insertion(added, conflicting)
+            returned = connection.execute(statement.returning(_items.c.item_id), values).scalars() if values else ()
+            added = frozenset(returned)
+            connection.execute(select(func.pg_notify(ADDITIONS, corpus_id)))
+        rest = [item for item in wanted if item.item_id not in added]
+        known = self.known(corpus_id, [item.item_id for item in rest])
+        conflicting = frozenset(i.item_id for i in rest if known.get(i.item_id) != i.image_sha256)
+        return Insertion(added, conflicting, refused, sequence, {i: groups[i] for i in added})
+
+    def refusals(self, corpus_id: str, items: Sequence[Item]) -> dict[int, str]:
+        """Which of these items ``add_items`` would refuse as withdrawn, by id with the reason: ask before storing."""
+        with transaction(self._engine) as connection:
+            return withdrawals.refusals(connection, corpus_id, items)
+
+    def sequence(self, corpus_id: str) -> int:
+        """How often items were added to the corpus; 0 for one that is not known."""
+        query = select(_corpora.c.sequence).where(_corpora.c.id == corpus_id)
+        with transaction(self._engine) as connection:
+            return connection.execute(query).scalar() or 0
+
+    def added_since(self, corpus_id: str, sequence: int) -> tuple[int, list[tuple[int, int]]]:
+        """The corpus' sequence now, and (sequence, id) of visible items added after ``sequence``, oldest first."""
+        query = (
+            select(_items.c.added_sequence, _items.c.item_id)
+            .where(_items.c.corpus_id == corpus_id, _items.c.added_sequence > sequence, _items.c.withdrawn_at.is_(None))
+            .order_by(_items.c.added_sequence, _items.c.item_id)
+        )
+        with transaction(self._engine) as connection:
+            # The sequence is read first: what is committed in between is found again next time.
+            now = connection.execute(select(_corpora.c.sequence).where(_corpora.c.id == corpus_id)).scalar() or 0
+            return now, [(row.added_sequence, row.item_id) for row in connection.execute(query)]
 
     # -- withdrawal -----------------------------------------------------------------------------
 
     def withdraw(
-        self, item_ids: Iterable[int], principal: str = "local", request_id: str | None = None
+        self, item_ids: Iterable[int], principal: str = "local", request_id: str | None = None, reason: str = ""
     ) -> WithdrawalReceipt:
         """Withdraw items for good; when this returns, ``withdrawn`` names them for everybody.
 
@@ -191,27 +234,31 @@ class CatalogStore:
         """
         wanted = sorted({int(i) for i in item_ids})
         with transaction(self._engine) as connection:
-            at: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-            rows = [row for chunk in _chunks(wanted) for row in _locked(connection, chunk)]
-            fresh = [row.item_id for row in rows if row.withdrawn_at is None]
-            for chunk in _chunks(fresh):
-                connection.execute(update(_items).where(_items.c.item_id.in_(chunk)).values(withdrawn_at=at))
-            for corpus_id in sorted({row.corpus_id for row in rows}):
-                ids = [str(row.item_id) for row in rows if row.corpus_id == corpus_id]
-                connection.execute(
-                    insert(_audit).values(
-                        at=at, principal=principal, action="WithdrawItems", resource=f"corpora/{corpus_id}",
-                        request_id=request_id, decision="ALLOWED", detail={"item_ids": ids},
-                    )
-                )  # fmt: skip
-                connection.execute(select(func.pg_notify(WITHDRAWALS, corpus_id)))
-        known = {row.item_id for row in rows}
-        return WithdrawalReceipt(
-            at=at,
-            withdrawn=tuple(fresh),
-            already=tuple(row.item_id for row in rows if row.withdrawn_at is not None),
-            unknown=tuple(i for i in wanted if i not in known),
-        )
+            return withdrawals.withdraw(
+                connection, wanted, principal=principal, request_id=request_id, reason=reason
+            )
+
+    def withdraw_matching(
+        self, corpus_id: str, criterion: Criterion, principal: str = "local", request_id: str | None = None,
+        reason: str = "",
+    ) -> WithdrawalReceipt:  # fmt: skip
+        """Withdraw all items of a creator or under a licence; later ones are refused. As ``withdraw`` otherwise."""
+        if criterion.item_ids:
+            return self.withdraw(criterion.item_ids, principal, request_id, reason)
+        with transaction(self._engine) as connection:
+            return withdrawals.withdraw_matching(
+                connection, corpus_id, criterion, principal=principal, request_id=request_id, reason=reason
+            )
+
+    def receipt(self, receipt_id: uuid.UUID) -> StoredReceipt:
+        """One receipt. ReceiptNotFound."""
+        with transaction(self._engine) as connection:
+            return withdrawals.stored_receipt(connection, receipt_id)
+
+    def receipts(self, corpus_id: str) -> list[StoredReceipt]:
+        """The receipts of a corpus, newest first, without their items."""
+        with transaction(self._engine) as connection:
+            return withdrawals.receipts(connection, corpus_id)
 
     @staticmethod
     def withdrawn_among(connection: Connection, item_ids: Sequence[int]) -> frozenset[int]:
@@ -227,14 +274,6 @@ class CatalogStore:
             return frozenset(connection.execute(query).scalars())
 
 
-def _locked(connection: Connection, chunk: Sequence[int]) -> Sequence[Any]:
-    """Lock the items in id order, so that two withdrawals never wait for each other."""
-    columns = select(_items.c.item_id, _items.c.corpus_id, _items.c.withdrawn_at)
-    return connection.execute(
-        columns.where(_items.c.item_id.in_(chunk)).order_by(_items.c.item_id).with_for_update()
-    ).all()
-
-
 def _chunks(values: Sequence[int]) -> Iterable[Sequence[int]]:
     return (values[start : start + _BATCH] for start in range(0, len(values), _BATCH))
 
@@ -243,7 +282,8 @@ def _to_model(row: Mapping[Any, Any]) -> ModelRecord:
     return ModelRecord(row["id"], row["corpus_id"], Path(row["directory"]), row["revision"])
 
 
-def _to_item(row: Mapping[Any, Any]) -> Item:
+def to_item(row: Mapping[Any, Any]) -> Item:
+    """A row of ``items`` as the value."""
     return Item(
         item_id=row["item_id"], caption=row["caption"], keywords=tuple(row["keywords"]), creator=row["creator"],
         licence=row["licence"], source=row["source"], source_path=row["source_path"],
@@ -257,3 +297,7 @@ def _to_row(corpus_id: str, item: Item) -> dict[str, Any]:
         "creator": item.creator, "licence": item.licence, "source": item.source, "source_path": item.source_path,
         "image_sha256": item.image_sha256, "near_duplicate_group": item.near_duplicate_group,
     }  # fmt: skip
+
+
+def _look_row(look: Look | None) -> dict[str, Any]:
+    return {"look_hash": None if look is None else look.hash, "look": None if look is None else look.thumbnail}

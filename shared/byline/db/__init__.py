@@ -5,6 +5,7 @@ what it looks like. Nothing here knows what a job or a release *means*; see ``by
 ``byline.releases`` for that.
 """
 
+from byline.db import corpus_models as _corpus_models  # noqa: F401
 from byline.db import curation_models as _curation_models  # noqa: F401
 from byline.db import operations_models as _operations_models  # noqa: F401 - a table is known once its module is
 from byline.db import security_models as _security_models  # noqa: F401

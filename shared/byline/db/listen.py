@@ -26,6 +26,8 @@ ANSWERED = "byline_answered"  # a job's id, when its lookup is over, whatever ca
 RELEASES = "byline_releases"  # a model's id, after every activation
 KEYS = "byline_keys"  # an API key's id, when it was made, changed or revoked
 WITHDRAWALS = "byline_withdrawals"  # a corpus' id, after every withdrawal
+ADDITIONS = "byline_additions"  # a corpus' id, after items were added to it
+DELTAS = "byline_deltas"  # a release's id, after its delta grew
 
 
 class Listener(threading.Thread):

@@ -68,11 +68,12 @@ def one_of(column: str, *values: str) -> CheckConstraint:
 
 
 class CorpusRow(Base):
-    """A set of training images."""
+    """A set of training images. ``sequence`` counts the transactions that added items."""
 
     __tablename__ = "corpora"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger, server_default="0")
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -89,11 +90,12 @@ class ModelRow(Base):
 
 
 class ItemRow(Base):
-    """One training image. ``withdrawn_at`` set means: in no answer from that moment on."""
+    """One training image. ``withdrawn_at`` set means: in no answer from that moment on. ``look`` recognises copies."""
 
     __tablename__ = "items"
     __table_args__ = (
         Index("ix_items_corpus_id_item_id", "corpus_id", "item_id"),
+        Index("ix_items_corpus_id_added_sequence", "corpus_id", "added_sequence"),
         Index("ix_items_withdrawn", "corpus_id", postgresql_where=text("withdrawn_at IS NOT NULL")),
     )
 
@@ -107,6 +109,9 @@ class ItemRow(Base):
     source_path: Mapped[str] = mapped_column(server_default="")
     image_sha256: Mapped[str]
     near_duplicate_group: Mapped[int] = mapped_column(BigInteger)
+    added_sequence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    look_hash: Mapped[int | None] = mapped_column(BigInteger)
+    look: Mapped[bytes | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     withdrawn_at: Mapped[datetime | None]
 
@@ -141,12 +146,12 @@ class JobRow(Base):
         Index("ix_jobs_expiring", "expire_time", postgresql_where=text(LIVE)),
         Index("ix_jobs_live_verified", "stage", postgresql_where=text(f"tier = 'VERIFIED' AND {LIVE}")),
         Index("ix_jobs_failed", "end_time", postgresql_where=text("state = 'FAILED'")),
+        Index("ix_jobs_image_sha256", "image_sha256", postgresql_where=text("image_sha256 IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     project_id: Mapped[str]
     request_id: Mapped[str]
-        Index("ix_jobs_image_sha256", "image_sha256", postgresql_where=text("image_sha256 IS NOT NULL")),
     fingerprint: Mapped[str]
     kind: Mapped[str]
     model_id: Mapped[str]
@@ -174,12 +179,12 @@ class JobRow(Base):
     progress_total: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[dict[str, Any] | None]
     traceparent: Mapped[str | None]
+    principal: Mapped[str] = mapped_column(server_default="local")
     revision: Mapped[int] = mapped_column(BigInteger, server_default="1")
     create_time: Mapped[datetime] = mapped_column(server_default=NOW)
     start_time: Mapped[datetime | None]
     end_time: Mapped[datetime | None]
     update_time: Mapped[datetime] = mapped_column(server_default=NOW)
-    principal: Mapped[str] = mapped_column(server_default="local")
 
 
 class JobResultRow(Base):

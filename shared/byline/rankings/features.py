@@ -69,6 +69,16 @@ class LabelFeatures:
         pairs = {item.item_id: (item.image_sha256, item.caption) for item in items}
         return self._rows(self._items, [item.item_id for item in items], pairs, progress)
 
+    def encode_items(self, items: Sequence[Item]) -> FloatArray:
+        """As ``of_items`` for a few new items, without waiting for a process that encodes a whole corpus just now."""
+        lacking = set(self._items.missing([item.item_id for item in items]))
+        fresh = [item for item in items if item.item_id in lacking]
+        if fresh:
+            images = [decode_image(self._blobs.get(item.image_sha256)) for item in fresh]
+            rows = self._extractor.extract(images, [item.caption for item in fresh])
+            self._items.append([item.item_id for item in fresh], rows)
+        return self._items.matrix([item.item_id for item in items])
+
     def of_queries(self, rankings: Sequence[Asked], progress: Progress) -> FloatArray:
         """[q, in] in the order of ``rankings``; a query that was ranked twice is encoded once."""
         keys = [query_key(ranking.image_sha256, ranking.prompt) for ranking in rankings]

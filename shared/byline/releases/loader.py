@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from byline.catalog.items import Item
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import VectorIndex, load_index
+from byline.index.delta import merge_best
 from byline.index.flat import FACTORY
 from byline.index.protocol import NO_ITEM
 from byline.ranker.head import Head, load_head
@@ -72,11 +73,16 @@ class Release:
         return self.search_embedding(self.embed(np.asarray(query_features)[None, :])[0], k, exclude)
 
     def search_embedding(
-        self, embedding: NDArray[np.float32], k: int, exclude: NDArray[np.int64] | Sequence[int] | None = None
-    ) -> list[Hit]:
-        """The k most influential items by a ready embedding [d]; fewer when fewer remain."""
+        self, embedding: NDArray[np.float32], k: int, exclude: NDArray[np.int64] | Sequence[int] | None = None,
+        added: VectorIndex | None = None,
+    ) -> list[Hit]:  # fmt: skip
+        """The k most influential items by a ready embedding [d]; fewer when fewer remain. ``added`` are the items that
+        came after the release was built, embedded by its head."""
         left_out = None if exclude is None else np.asarray(exclude, dtype=np.int64)
-        scores, ids = self.index.search(np.asarray(embedding, dtype=np.float32)[None, :], k, left_out)
+        asked = np.asarray(embedding, dtype=np.float32)[None, :]
+        scores, ids = self.index.search(asked, k, left_out)
+        if added is not None:
+            scores, ids = merge_best((scores, ids), added.search(asked, k, left_out), k)
         found = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
         return [Hit(i, score, rank) for rank, (i, score) in enumerate(found, start=1) if i != NO_ITEM]
 

@@ -27,6 +27,8 @@ from byline.jobs.runner import Beat, Outcome, RunOutcome
 from byline.jobs.store import JobStore
 from byline.ranker.head import Head, HeadConfig, feature_blocks
 from byline.releases.builder import build_release
+from byline.releases.delta import DeltaStore
+from byline.releases.delta_view import Deltas
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
 from services.workers.child import WorkerChild
@@ -70,16 +72,20 @@ class World:
             max_image_bytes=1 << 20,
             max_image_pixels=1 << 20,
             clock=time.perf_counter,
+            deltas=Deltas(DeltaStore(bench.engine), time.monotonic, keep_s=0.0),
         )
 
-    def publish(self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None) -> Path:
-        """Build and register a release of the six items."""
+    def publish(
+        self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None, head: Head | None = None
+    ) -> Path:
+        """Build and register a release of the bench's items, with a head of its own or a given one."""
         items = self.bench.items
         images = [decode_image(self.bench.blobs.get(item.image_sha256)) for item in items]
         features = self.extractor.extract(images, [item.caption for item in items])
         blocks = feature_blocks(self.extractor.spec.encoders, self.extractor.dims)
-        head = Head(HeadConfig(self.extractor.dim, blocks, (8,), 4, 0.0))
-        head.initialise(features, features, torch.Generator().manual_seed(seed))
+        if head is None:
+            head = Head(HeadConfig(self.extractor.dim, blocks, (8,), 4, 0.0))
+            head.initialise(features, features, torch.Generator().manual_seed(seed))
         directory = build_release(
             self.root / "releases",
             release_id=release_id,
