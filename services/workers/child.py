@@ -24,7 +24,7 @@ from byline.jobs import Claim, Stage
 from byline.jobs.batch import BatchRunner
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
-from byline.telemetry import get_logger, start_metrics
+from byline.telemetry import GPU_MEMORY, get_logger, start_metrics
 from services.workers.drain import DrainWatch
 from services.workers.pump import LookupPump, Turns
 from services.workers.report import WorkerReports, WorkerState
@@ -92,6 +92,9 @@ class WorkerChild:
             start_metrics(self._metrics_port)
         except OSError as error:
             log.error("metrics_not_served", port=self._metrics_port, error=str(error))
+        if self._settings.device.startswith("cuda"):
+            GPU_MEMORY.labels("allocated").set_function(torch.cuda.memory_allocated)
+            GPU_MEMORY.labels("reserved").set_function(torch.cuda.memory_reserved)
         self._stages = self._lookup_stages() if self._queue == "lookup" else self._verification_stages()
         if self._serving is not None:
             self._serving.start()

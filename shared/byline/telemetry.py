@@ -43,6 +43,7 @@ WATCH_STREAMS = Gauge("byline_watch_streams", "Open watch streams")
 DISPATCHED = Counter("byline_dispatched", "Doorbells rung", ["stage"])
 RELEASE_INFO = Gauge("byline_release_info", "1 for the release this process answers from", ["release_id"])
 SWAP_SECONDS = Histogram("byline_release_swap_seconds", "Load, verify and warm a release", buckets=_STAGE_BUCKETS)
+GPU_MEMORY = Gauge("byline_gpu_memory_bytes", "GPU memory of this process, by kind (allocated, reserved)", ["kind"])
 RANKINGS_ADDED = Counter("byline_rankings_added", "Rankings written", ["source"])
 RELEASES_REJECTED = Counter("byline_releases_rejected", "Candidates the gate refused", ["reason"])
 
