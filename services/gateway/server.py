@@ -21,6 +21,8 @@ from attribution.v1 import (
     attribution_service_pb2_grpc,
     catalog_service_pb2,
     catalog_service_pb2_grpc,
+    curation_service_pb2,
+    curation_service_pb2_grpc,
     operator_service_pb2,
     operator_service_pb2_grpc,
 )
@@ -29,6 +31,7 @@ from byline.telemetry import RPC_SECONDS
 from services.gateway.attribution_servicer import AttributionServicer
 from services.gateway.catalog_servicer import CatalogServicer
 from services.gateway.context import GatewayContext
+from services.gateway.curation_servicer import CurationServicer
 from services.gateway.health import Health
 from services.gateway.housekeeping import keep_house
 from services.gateway.interceptor import CallInterceptor
@@ -44,6 +47,7 @@ SERVICES = tuple(
         (attribution_service_pb2, "AttributionService"),
         (catalog_service_pb2, "CatalogService"),
         (operator_service_pb2, "OperatorService"),
+        (curation_service_pb2, "CurationService"),
     )
 )
 _OPTIONS = (
@@ -96,6 +100,7 @@ async def start(context: GatewayContext, address: str, database_url: str, *, ref
     attribution_service_pb2_grpc.add_AttributionServiceServicer_to_server(attribution, server)  # type: ignore[no-untyped-call]
     catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(context), server)  # type: ignore[no-untyped-call]
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorServicer(context), server)  # type: ignore[no-untyped-call]
+    curation_service_pb2_grpc.add_CurationServiceServicer_to_server(CurationServicer(context), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if reflect and not context.transport.keyed:
         own = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -17,6 +17,7 @@ import byline.errors
 from attribution.v1 import (
     attribution_service_pb2,
     catalog_service_pb2,
+    curation_service_pb2,
     operator_service_pb2,
 )
 from byline.errors import BylineError
@@ -99,12 +100,14 @@ def test_every_method_that_creates_takes_a_request_id() -> None:
 def test_the_services_are_complete_on_the_server() -> None:
     from services.gateway.attribution_servicer import AttributionServicer
     from services.gateway.catalog_servicer import CatalogServicer
+    from services.gateway.curation_servicer import CurationServicer
     from services.gateway.operator_servicer import OperatorServicer
 
     for module, name, servicer in (
         (attribution_service_pb2, "AttributionService", AttributionServicer),
         (catalog_service_pb2, "CatalogService", CatalogServicer),
         (operator_service_pb2, "OperatorService", OperatorServicer),
+        (curation_service_pb2, "CurationService", CurationServicer),
     ):
         methods = {method.name for method in module.DESCRIPTOR.services_by_name[name].methods}
         assert methods <= set(vars(servicer)), "a method of the API has no handler"

@@ -35,6 +35,8 @@ COMMANDS = {
     "show": CommandEntry("byline.cli.show", "Show a job's answer: table, HTML page or JSON."),
     "corpus": CommandEntry("byline.cli.corpus", "Ingest, list and withdraw corpus items."),
     "labels": CommandEntry("byline.cli.labels", "Import, export and count rankings."),
+    "curation": CommandEntry("byline.cli.curation", "What labelling may spend: status, pause, resume, budget."),
+    "drift": CommandEntry("byline.cli.drift", "How student and teacher agree on what clients ask, over time."),
     "sketches": CommandEntry("byline.cli.sketches", "Fit and show the sketches behind estimated answers."),
     "releases": CommandEntry("byline.cli.releases", "List, activate and roll back releases."),
     "keys": CommandEntry("byline.cli.keys", "Make, list and revoke API keys."),

@@ -6,6 +6,7 @@ gave on one machine reaches the repository by one documented command.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -83,3 +84,31 @@ def stats(model: Model = None) -> None:
     for teacher, splits in counts.items():
         table.add_row(teacher, *(str(splits[split]) for split in ("train", "validation", "test")))
     Console().print(table)
+
+
+@app.command("statistics")
+def statistics(
+    model: Model = None,
+    address: Annotated[str | None, typer.Option(help="host:port of the gateway (BYLINE_GRPC_ADDRESS).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How many labels there are, how reliable they are, and what their shortlists miss; asks the gateway."""
+    from byline.cli.curation import open_curation
+    from byline.cli.drift import estimate
+    from byline.cli.operator import say
+
+    client, model_id = open_curation(address, model)
+    with client:
+        found = client.label_statistics(model_id)
+    if as_json:
+        return say(asdict(found))
+    table = Table("", "", box=None, show_header=False)
+    for name in ("by_split", "by_source", "by_purpose", "by_teacher"):
+        values: dict[str, int] = dict(getattr(found, name))
+        table.add_row(name.replace("_", " "), ", ".join(f"{key} {count}" for key, count in sorted(values.items())))
+    table.add_row("repeated labels", f"{found.repeat_overlap.queries}: overlap@20 {estimate(found.repeat_overlap)}, "
+                  f"Spearman {estimate(found.repeat_spearman)}")
+    table.add_row("pruning loss", f"{estimate(found.pruning_loss)} of the teacher's top lies outside both shortlists; "
+                  f"{estimate(found.missed_items, 1)} items beat its last ({found.pruning_loss.queries} queries)")
+    Console().print(table)
+    return None

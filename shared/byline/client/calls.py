@@ -42,6 +42,7 @@ SERVICE_CONFIG = json.dumps(
                 "name": [
                     {"service": "attribution.v1.AttributionService"},
                     {"service": "attribution.v1.CatalogService"},
+                    {"service": "attribution.v1.CurationService"},
                     *(
                         {"service": "attribution.v1.OperatorService", "method": method}
                         for method in _REPEATABLE_OPERATOR_CALLS

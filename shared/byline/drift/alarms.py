@@ -65,6 +65,13 @@ def close_alarm(connection: Connection, alarm_id: int, by: str) -> bool:
     return model_id is not None
 
 
+def alarm_of(connection: Connection, model_id: str, alarm_id: int) -> DriftAlarm | None:
+    """The model's alarm with this id, open or closed."""
+    statement = select(ALARMS).where(ALARMS.c.model_id == model_id, ALARMS.c.id == alarm_id)
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else DriftAlarm(**row)
+
+
 def recent_alarms(connection: Connection, model_id: str, limit: int = 20) -> list[DriftAlarm]:
     """The model's alarms, latest first."""
     statement = select(ALARMS).where(ALARMS.c.model_id == model_id).order_by(ALARMS.c.id.desc()).limit(limit)
