@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
+import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 
 from byline.config import Settings
-from byline.queue import TASK, TIME_LIMIT_S, make_celery
+from byline.queue import CANARY, TASK, TIME_LIMIT_S, make_celery, own_queue, send_canary
 from byline.telemetry import get_logger
+from services.workers.canary import Canary
 
 if TYPE_CHECKING:
     from services.workers.child import WorkerChild
@@ -41,6 +45,9 @@ class WorkerProcess:
         self._stop_read, self._stop_write = os.pipe()
         self._consume_read, self._consume_write = os.pipe()
         self._ending = False
+        self._parent = os.getpid()
+        self._own = own_queue(f"{self._name}@{socket.gethostname()}")
+        self._canary: Canary | None = None
         self.app = self._celery()
 
     def run(self) -> int:
@@ -54,11 +61,11 @@ class WorkerProcess:
             (signals.worker_process_shutdown, self._child_ends),
             (signals.worker_shutting_down, self._shutting_down),
         )
-        for signal, receiver in receivers:
-            signal.connect(receiver, weak=False)
+        for event, receiver in receivers:
+            event.connect(receiver, weak=False)
         worker = self.app.Worker(
             hostname=f"{self._name}@{socket.gethostname()}",
-            queues=[self._queue],
+            queues=[self._queue, self._own],
             pool="prefork",
             pool_start_method="fork",
             concurrency=1,
@@ -74,14 +81,20 @@ class WorkerProcess:
         return int(worker.exitcode or 0)
 
     def _celery(self) -> Celery:
-        app = make_celery(self._settings.redis_url)
+        app = make_celery(self._settings.redis_url, own=self._own)
 
         def run_stage(job_id: str, stage: str) -> None:
             if self._child is None:
                 raise RuntimeError("a stage was delivered before this child had started")
-            self._child.handle(job_id, stage)
+            with nullcontext() if self._canary is None else self._canary.working():
+                self._child.handle(job_id, stage)
+
+        def canary() -> None:
+            if self._canary is not None:
+                self._canary.came_back()
 
         app.task(name=TASK)(run_stage)
+        app.task(name=CANARY)(canary)
         return app
 
     # -- receivers: Celery passes more keywords than are used -----------------------------------
@@ -96,6 +109,7 @@ class WorkerProcess:
         threading.Thread(target=self._watch_parent, args=(stopping,), name="stop-watch", daemon=True).start()
         try:
             self._child = self._started_child(stopping)
+            self._watch_consumption(stopping)
         except Exception:
             # Celery would swallow it and keep a child that can do nothing; one that ends is replaced.
             log.exception("child_not_started", queue=self._queue, worker=self._name)
@@ -110,6 +124,25 @@ class WorkerProcess:
                             consume=lambda consuming: self._tell_parent(consuming))  # fmt: skip
         child.start()
         return child
+
+    def _watch_consumption(self, stopping: threading.Event) -> None:
+        """In the child: end this worker, parent and all, when it consumes nothing any more."""
+        if not self._settings.canary_seconds:
+            return
+        app, redis_url = make_celery(self._settings.redis_url, own=self._own), self._settings.redis_url
+
+        def deaf() -> None:
+            stopping.set()  # what the pump holds goes back
+            if self._child is not None:
+                self._child.close()
+            if os.getppid() == self._parent:
+                os.kill(self._parent, signal.SIGKILL)  # it may hang: nothing else reaches it
+            os._exit(1)
+
+        self._canary = Canary(
+            lambda: send_canary(app, redis_url, self._own), deaf, time.monotonic, self._settings.canary_seconds
+        )
+        threading.Thread(target=self._canary.run, args=(stopping,), name="canary", daemon=True).start()
 
     def _watch_parent(self, stopping: threading.Event) -> None:
         os.read(self._stop_read, 1)  # a byte: stop asked; end of file: the parent is gone

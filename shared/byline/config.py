@@ -79,6 +79,8 @@ class Settings(SecuritySettings):
     # What is served.
     model_id: str = "openclipart"
     corpus_id: str = "openclipart"
+    #: Models that workers answer for besides ``model_id``: ``*`` (every registered one), or names with commas between.
+    serve_models: str = Field("*", pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._-]*(,\s*[A-Za-z0-9][A-Za-z0-9._-]*)*|)$")
     project_id: str = Field("default", min_length=1, max_length=64)
 
     # Jobs.
@@ -158,6 +160,8 @@ class Settings(SecuritySettings):
     # Operation.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
+    #: An idle worker sends itself a message so often; two that do not come back end it (0: off).
+    canary_seconds: float = Field(20.0, ge=0)
     drain_seconds: float = Field(10.0, ge=0)
 
     @field_validator(*PATH_FIELDS)

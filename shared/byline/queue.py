@@ -33,6 +33,10 @@ QUEUE_OF: Mapping[Stage, str] = {
 #: The one task: ``run_stage(job_id, stage)``.
 TASK = "byline.run_stage"
 
+#: A message a worker sends to itself, to see whether it consumes (services/workers/canary.py).
+CANARY = "byline.canary"
+_CANARY_KEPT_S = 3600
+
 #: Hard limit per queue, seconds: ends a stage that hangs so badly that it misses its lost lease.
 TIME_LIMIT_S: Mapping[str, int] = {LOOKUP: 120, VERIFICATION: 7200}
 
@@ -44,11 +48,17 @@ VISIBILITY_TIMEOUT_S = 2 * max(TIME_LIMIT_S.values())
 PUBLISH_TIMEOUT_S = 2.0
 
 
-def make_celery(redis_url: str, key_prefix: str = "byline:") -> Celery:
-    """The Celery app on this broker; ``key_prefix`` keeps its keys apart from anything else in the same Redis."""
+#: Keeps our keys apart from anything else in the same Redis.
+KEY_PREFIX = "byline:"
+
+
+def make_celery(redis_url: str, key_prefix: str = KEY_PREFIX, *, own: str | None = None) -> Celery:
+    """The Celery app on this broker. ``own``: a further queue, of one worker, bound to no exchange."""
     app = Celery("byline", broker=redis_url, backend=None, set_as_current=False)
     exchange = Exchange("byline", type="direct")  # type: ignore[no-untyped-call]
     queues = [Queue(name, exchange, routing_key=name) for name in QUEUES]  # type: ignore[no-untyped-call]
+    if own is not None:
+        queues.append(Queue(own, Exchange(""), routing_key=own))  # type: ignore[no-untyped-call]
     app.conf.update(
         # Anyone who can write to Redis can send messages: nothing but JSON is ever decoded.
         task_serializer="json",
@@ -109,6 +119,23 @@ def enqueue(app: Celery, job_id: uuid.UUID, stage: Stage) -> None:
     """Ring the doorbell once. Raises ``BrokerUnavailable`` within a few seconds if Redis is away."""
     try:
         app.send_task(TASK, args=[str(job_id), stage.value], queue=QUEUE_OF[stage], retry=False, ignore_result=True)
+    except (KombuError, redis.RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis cannot be reached", cause=type(error).__name__) from error
+
+
+def own_queue(worker: str) -> str:
+    """The queue that this worker alone consumes and fills."""
+    return f"own.{worker}"
+
+
+def send_canary(app: Celery, redis_url: str, queue: str) -> None:
+    """A message to this worker itself; of one that dies, Redis forgets it. Raises ``BrokerUnavailable``."""
+    try:
+        app.send_task(CANARY, args=[], queue=queue, retry=False, ignore_result=True)
+        with redis.Redis.from_url(
+            redis_url, socket_timeout=PUBLISH_TIMEOUT_S, socket_connect_timeout=PUBLISH_TIMEOUT_S
+        ) as client:
+            client.expire(KEY_PREFIX + queue, _CANARY_KEPT_S)
     except (KombuError, redis.RedisError, OSError) as error:
         raise BrokerUnavailable("Redis cannot be reached", cause=type(error).__name__) from error
 

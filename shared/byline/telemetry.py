@@ -39,6 +39,7 @@ DUPLICATE_DELIVERIES = Counter("byline_duplicate_deliveries", "Doorbells for a s
 STEP_SECONDS = Histogram("byline_step_seconds", "Working time of a step", ["stage", "step"], buckets=_STAGE_BUCKETS)
 RPC_IN_FLIGHT = Gauge("byline_rpc_in_flight", "Unary calls being answered")
 RPC_SECONDS = Histogram("byline_rpc_seconds", "Duration of unary calls", ["method", "code"], buckets=_FAST_BUCKETS)
+CANARIES_MISSED = Counter("byline_canaries_missed", "Messages to itself that an idle worker did not get back")
 WATCH_STREAMS = Gauge("byline_watch_streams", "Open watch streams")
 DISPATCHED = Counter("byline_dispatched", "Doorbells rung", ["stage"])
 RELEASE_INFO = Gauge("byline_release_info", "1 for the release this process answers from", ["release_id"])
