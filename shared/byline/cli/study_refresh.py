@@ -133,11 +133,24 @@ def _year(corpus: Corpus, settings: YearSettings, pieces: Pieces, subject: Subje
         world = World(corpus, settings, seed)
         with tempfile.TemporaryDirectory(prefix="byline-year-") as folder:
             life = Year(world, HeadMaker(world, subject.encoders, pieces.make_head), pieces, arm, Path(folder), commit)
-            year = life.run() | {"seconds": round(time.process_time() - spent, 1)}
+            year = life.run(_Shown(f"{subject.name}, {arm}, seed {seed}")) | {"seconds": round(time.process_time() - spent, 1)}
         kept.put(key, year)
         log.info("%s, %s, seed %d: mAP %.3f, %d releases, %.0f CPU seconds in %.0f", subject.name, arm, seed,
                  year["weeks"][-1]["map"], len(year["releases"]), year["seconds"], time.monotonic() - started)
     return year
+
+
+class _Shown:
+    """The week, as a log line every twenty seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= 20:
+            self._said = time.monotonic()
+            log.info("%s: week %d of %d", self._name, done, total)
 
 
 def _code() -> str:
