@@ -98,7 +98,7 @@ def build_context(settings: Settings) -> GatewayContext:
     )
     return GatewayContext(
         engine=engine,
-        jobs=JobStore(engine, bounds),
+        jobs=JobStore(engine, bounds, project_share=settings.project_queue_share),
         blobs=BlobStore(settings.blob_dir),
         registry=registry,
         catalog=catalog,

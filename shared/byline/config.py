@@ -90,6 +90,8 @@ class Settings(SecuritySettings):
     job_ttl_seconds: float = Field(86_400.0, gt=0)
     lookup_queue_bound: int = Field(10_000, ge=1)
     verification_queue_bound: int = Field(1_000, ge=1)
+    #: The most of a queue's bound that one project may fill.
+    project_queue_share: float = Field(0.5, gt=0, le=1)
     default_top_k: int = Field(20, ge=1)
     max_top_k: int = Field(1_000, ge=1)
     max_image_bytes: int = Field(8 * 1024 * 1024, ge=1)

@@ -141,6 +141,14 @@ class QueueFull(BylineError):
     retry_after_s = 2.0
 
 
+class QuotaExceeded(BylineError):
+    """The project has its share of a stage's queue waiting already; others still get in."""
+
+    reason = "QUOTA_EXCEEDED"
+    code = "RESOURCE_EXHAUSTED"
+    retry_after_s = 5.0
+
+
 class NoActiveRelease(BylineError):
     """No release is active for the model yet."""
 

@@ -1,18 +1,21 @@
-"""Taking in jobs: idempotent by request id, and bounded.
+"""Taking in jobs: idempotent by request id, and bounded, each queue as a whole and each project's part of it.
 
 Why it exists: ``Create`` is acknowledged when this transaction commits, so what it inserts is never lost;
-the same request twice must give the same job; and a bounded queue is the only back-pressure there is.
+the same request twice must give the same job; and a bounded queue is the only back-pressure there is. A project that
+could fill a queue alone would shut the others out, however fairly their turns are given once they are in.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select, text, tuple_
 
-from byline.errors import InvalidRequest, QueueFull, RequestIdReused
+from byline.errors import InvalidRequest, QueueFull, QuotaExceeded, RequestIdReused
 from byline.jobs.model import Job, NewJob, fingerprint, labelled_queries, pack_embedding
 from byline.jobs.rows import COLUMNS, JOB_QUERIES, JOBS, selecting_jobs, to_job
 from byline.jobs.states import Kind, Stage, Tier, first_stage, stages
@@ -20,6 +23,7 @@ from byline.jobs.states import Kind, Stage, Tier, first_stage, stages
 #: Below ``bound - margin`` jobs are admitted without a lock: concurrent creators cannot overshoot by more.
 _MARGIN = 256
 _LOCK_CLASS = 0x62796C  # first key of the advisory locks, the second is the stage's number
+_PROJECT_LOCK_CLASS = 0x62796D  # the second key is the project's hash
 
 # One statement, and text: what a lookup of milliseconds pays for building and sending statements is most of its cost.
 _INSERT = selecting_jobs(f"""
@@ -31,7 +35,11 @@ WITH made AS (
         :max_attempts, now() + make_interval(secs => :ttl_s), CAST(:traceparent AS text), :principal
     WHERE CAST(:room AS bigint) IS NULL OR CAST(:room AS bigint) > (
         SELECT count(*) FROM (SELECT 1 FROM jobs WHERE stage = :stage AND state = 'QUEUED' LIMIT :room) AS waiting
-    )
+    ) AND (CAST(:quota AS bigint) IS NULL OR CAST(:quota AS bigint) > (
+        SELECT count(*) FROM (
+            SELECT 1 FROM jobs WHERE stage = :stage AND state = 'QUEUED' AND project_id = :project_id LIMIT :quota
+        ) AS own
+    ))
     ON CONFLICT DO NOTHING RETURNING *
 ), noted AS (
     INSERT INTO job_events (job_id, to_state, stage, actor, fence, reason)
@@ -45,19 +53,32 @@ SELECT {COLUMNS} FROM made LEFT JOIN lazily ON true
 Key = tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The most jobs that may wait for each stage (absent: no bound), and the most of that which one project may."""
+
+    bounds: Mapping[Stage, int] = field(default_factory=dict)
+    project_share: float = 1.0
+
+    def quota(self, stage: Stage) -> int | None:
+        """The most jobs of one project that may wait for ``stage``, one at least; None where nothing is bounded."""
+        bound = self.bounds.get(stage)
+        return None if bound is None else max(1, math.floor(bound * self.project_share))
+
+
 def admit(
     connection: Connection,
     news: Sequence[NewJob],
-    bounds: Mapping[Stage, int],
+    limits: Limits,
     new_id: Callable[[], uuid.UUID],
     *,
     lazy: bool = False,
 ) -> list[tuple[Job, bool]]:
     """Insert what is new; return each request's job, and whether this call created it, in order.
 
-    All or nothing. Raises ``RequestIdReused`` (same id, other contents) and ``QueueFull``; a request that
-    exists already is answered even when the queue is full. Insert first, then look: no read-then-write race. A ``lazy``
-    commit of new jobs does not wait for the disk.
+    All or nothing. Raises ``RequestIdReused`` (same id, other contents), ``QueueFull`` and ``QuotaExceeded``;
+    a request that exists already is answered even when the queue is full. Insert first, then look: no read-then-write
+    race. A ``lazy`` commit of new jobs does not wait for the disk.
     """
     if not news:
         return []
@@ -66,12 +87,12 @@ def admit(
     unique = {_key(new): new for new in reversed(news)}
     created: dict[Key, Job] = {}
     for key in sorted(unique):
-        values = _columns(unique[key], prints[key], new_id()) | {"lazy": lazy, "room": None}
+        values = _columns(unique[key], prints[key], new_id()) | {"lazy": lazy, "room": None, "quota": None}
         row = connection.execute(_INSERT, values).mappings().first()
         if row is not None:
             created[key] = to_job(row)
     if created:
-        _check_bounds(connection, list(created.values()), bounds)
+        _check_bounds(connection, list(created.values()), limits)
         if labels := [row for job in created.values() for row in _labels(job)]:
             connection.execute(JOB_QUERIES.insert(), labels)
     missing = [key for key in unique if key not in created]
@@ -89,20 +110,21 @@ def admit(
 
 
 def admit_alone(
-    connection: Connection, new: NewJob, bounds: Mapping[Stage, int], new_id: Callable[[], uuid.UUID], *, lazy: bool
+    connection: Connection, new: NewJob, limits: Limits, new_id: Callable[[], uuid.UUID], *, lazy: bool
 ) -> Job | None:
     """One new job of one stage whose queue is far from full: a single statement, also as a transaction of its own.
 
     None, and nothing done, for every other case, which is ``admit``'s: a job that exists, one that will pass through
-    several stages, a queue near its bound.
+    several stages, a queue near its bound, a project near its share of it.
     """
     if new.kind is not Kind.ATTRIBUTION or stages(new.kind, new.tier) != (first_stage(new.kind),):
         return None
-    bound = bounds.get(first_stage(new.kind))
-    room = None if bound is None else bound - _MARGIN
-    if room is not None and room <= 0:
-        return None
-    values = _columns(new, fingerprint(_checked(new)), new_id()) | {"lazy": lazy, "room": room}
+    room, quota = limits.bounds.get(first_stage(new.kind)), limits.quota(first_stage(new.kind))
+    if room is not None and quota is not None:
+        room, quota = room - _MARGIN, quota - _MARGIN
+        if min(room, quota) <= 0:
+            return None
+    values = _columns(new, fingerprint(_checked(new)), new_id()) | {"lazy": lazy, "room": room, "quota": quota}
     row = connection.execute(_INSERT, values).mappings().first()
     return None if row is None else to_job(row)
 
@@ -157,12 +179,13 @@ def _existing(connection: Connection, keys: Sequence[Key]) -> dict[Key, Job]:
     return {_key(job): job for job in map(to_job, connection.execute(statement).mappings())}
 
 
-def _check_bounds(connection: Connection, created: Sequence[Job], bounds: Mapping[Stage, int]) -> None:
-    """Roll back (by raising) if a stage these jobs will pass through holds more than its bound."""
+def _check_bounds(connection: Connection, created: Sequence[Job], limits: Limits) -> None:
+    """Roll back (by raising) if a stage these jobs will pass through holds more than its bound, or more of a project
+    than its share."""
     touched = {stage for job in created for stage in stages(job.kind, job.tier)}
     for number, stage in enumerate(Stage):
-        bound = bounds.get(stage)
-        if bound is None or stage not in touched:
+        bound, quota = limits.bounds.get(stage), limits.quota(stage)
+        if bound is None or quota is None or stage not in touched:
             continue
         waiting = _waiting(connection, stage, bound)
         if waiting > bound - _MARGIN:
@@ -171,17 +194,35 @@ def _check_bounds(connection: Connection, created: Sequence[Job], bounds: Mappin
             waiting = _waiting(connection, stage, bound)
         if waiting > bound:
             raise QueueFull(f"the {stage} queue holds its bound of {bound} jobs; try again later", stage=stage)
+        if limits.project_share < 1:
+            for project_id in sorted({job.project_id for job in created}):
+                _check_quota(connection, project_id, stage, quota)
 
 
-def _waiting(connection: Connection, stage: Stage, bound: int) -> int:
-    """Jobs waiting for ``stage`` now or later, counted no further than needed, own inserts included."""
+def _check_quota(connection: Connection, project_id: str, stage: Stage, quota: int) -> None:
+    waiting = _waiting(connection, stage, quota, project_id)
+    if waiting > quota - _MARGIN:
+        lock = text("SELECT pg_advisory_xact_lock(:c, hashtext(:p))")
+        connection.execute(lock, {"c": _PROJECT_LOCK_CLASS, "p": project_id})
+        waiting = _waiting(connection, stage, quota, project_id)
+    if waiting > quota:
+        raise QuotaExceeded(
+            f"{quota} jobs of this project wait for {stage} already, which is its share; try again when some are done",
+            project=project_id, stage=stage, quota=quota,
+        )  # fmt: skip
+
+
+def _waiting(connection: Connection, stage: Stage, bound: int, project_id: str | None = None) -> int:
+    """Jobs (of one project) waiting for ``stage``, now or later, counted no further than needed, own inserts too."""
     if stage is Stage.VERIFY:
         condition = "tier = :tier AND kind = 'attribution' AND state IN ('QUEUED', 'RUNNING', 'CANCELLING')"
     elif stage is Stage.ESTIMATE:
         condition = "tier = :tier AND kind = 'attribution' AND state = 'QUEUED'"
     else:
         condition = "stage = :stage AND state = 'QUEUED'"
+    if project_id is not None:
+        condition += " AND project_id = :project"
     tier = Tier.VERIFIED if stage is Stage.VERIFY else Tier.ESTIMATED
     statement = text(f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {condition} LIMIT :most) AS waiting")  # noqa: S608
-    parameters = {"stage": stage, "tier": tier, "most": bound + 1}
+    parameters = {"stage": stage, "tier": tier, "most": bound + 1, "project": project_id}
     return int(connection.execute(statement, parameters).scalar_one())

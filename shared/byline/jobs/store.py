@@ -28,7 +28,8 @@ _FLUSH = text("SELECT pg_logical_emit_message(true, 'byline', '')")
 
 
 class JobStore:
-    """Jobs in Postgres. Thread-safe; ``bounds`` is the most jobs that may wait for each stage (absent: no bound).
+    """Jobs in Postgres. Thread-safe; ``bounds`` is the most jobs that may wait for each stage (absent: no bound), of
+    which one project may have ``project_share``.
 
     ``rng`` gives the jitter of retries and ``new_id`` the ids of new jobs.
     """
@@ -38,11 +39,12 @@ class JobStore:
         engine: Engine,
         bounds: Mapping[Stage, int],
         *,
+        project_share: float = 1.0,
         rng: random.Random | None = None,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._engine = engine
-        self._bounds = dict(bounds)
+        self._limits = admission.Limits(dict(bounds), project_share)
         self._rng = rng or random.Random()
         self._new_id = new_id
 
@@ -51,7 +53,7 @@ class JobStore:
     def create(self, new: NewJob) -> tuple[Job, bool]:
         """The job of this request, and whether this call created it.
 
-        Raises ``RequestIdReused``, ``QueueFull``, ``InvalidRequest``.
+        Raises ``RequestIdReused``, ``QueueFull``, ``QuotaExceeded``, ``InvalidRequest``.
         """
         return self.create_many([new])[0]
 
@@ -67,7 +69,7 @@ class JobStore:
 
         Without ``flush`` the commit does not wait for the disk: such a job is no promise yet (see ``flush``).
         """
-        made = admission.admit(connection, news, self._bounds, self._new_id, lazy=not flush)
+        made = admission.admit(connection, news, self._limits, self._new_id, lazy=not flush)
         if flush and not all(created for _, created in made):
             connection.execute(_FLUSH)  # the job this request made before may not be on disk yet
         return made
@@ -77,7 +79,7 @@ class JobStore:
 
         For a connection of single statements. ``flush`` as there.
         """
-        return admission.admit_alone(connection, new, self._bounds, self._new_id, lazy=not flush)
+        return admission.admit_alone(connection, new, self._limits, self._new_id, lazy=not flush)
 
     def flush(self) -> None:
         """When this returns, everything committed before it survives a crash of Postgres."""

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from byline.db.session import single_statements
-from byline.errors import InvalidRequest, QueueFull, RequestIdReused
+from byline.errors import InvalidRequest, QueueFull, QuotaExceeded, RequestIdReused
 from byline.jobs import Kind, Stage, State, Tier
 from byline.jobs.store import JobStore
 
@@ -131,6 +131,49 @@ def test_concurrent_creators_do_not_overshoot_the_bound(engine, new_job):
 
     with ThreadPoolExecutor(10) as pool:
         assert sum(pool.map(create, range(10))) == 5
+
+
+def test_a_project_that_has_its_share_waiting_is_refused_and_others_still_get_in(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 6}, project_share=0.5, rng=random.Random(1))
+    for name in "abc":
+        store.create(new_job(name, project_id="greedy"))
+    with pytest.raises(QuotaExceeded) as raised:
+        store.create(new_job("d", project_id="greedy"))
+    assert raised.value.retry_after_s and raised.value.metadata["project"] == "greedy"
+    assert store.create(new_job("a", project_id="greedy"))[1] is False, "what was accepted is answered"
+    assert store.create(new_job("d", project_id="modest"))[1]
+    store.claim(store.list("greedy")[0].id, Stage.LOOKUP, "w", 30)
+    assert store.create(new_job("d", project_id="greedy"))[1], "room comes back"
+
+
+def test_concurrent_creators_do_not_overshoot_their_projects_share(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 10}, project_share=0.4, rng=random.Random(1))
+    barrier = threading.Barrier(12)
+
+    def create(number: int) -> bool:
+        barrier.wait(10)
+        try:
+            return store.create(new_job(f"r{number}", project_id=f"p{number % 2}"))[1]
+        except QuotaExceeded:
+            return False
+
+    with ThreadPoolExecutor(10) as pool, ThreadPoolExecutor(2) as more:
+        made = [pool.submit(create, number) for number in range(10)]
+        made += [more.submit(create, number) for number in (10, 11)]
+        assert sum(one.result(60) for one in made) == 8
+
+
+def test_a_share_holds_on_the_short_way_in_too(engine, new_job):
+    store = JobStore(engine, bounds={Stage.LOOKUP: 600}, project_share=0.5, rng=random.Random(1))
+
+    def alone(name, project):
+        with engine.connect() as connection, connection.begin():
+            return store.create_alone(connection, new_job(name, project_id=project))
+
+    for number in range(44):
+        assert alone(f"r{number}", "greedy")
+    assert alone("more", "greedy") is None, "near its share, the whole check is made"
+    assert alone("more", "modest")
 
 
 def test_room_comes_back_when_a_job_leaves_the_queue(engine, new_job):
