@@ -133,7 +133,8 @@ def _year(corpus: Corpus, settings: YearSettings, pieces: Pieces, subject: Subje
         world = World(corpus, settings, seed)
         with tempfile.TemporaryDirectory(prefix="byline-year-") as folder:
             life = Year(world, HeadMaker(world, subject.encoders, pieces.make_head), pieces, arm, Path(folder), commit)
-            year = life.run(_Shown(f"{subject.name}, {arm}, seed {seed}")) | {"seconds": round(time.process_time() - spent, 1)}
+            year = life.run(_Shown(f"{subject.name}, {arm}, seed {seed}"))
+        year["seconds"] = round(time.process_time() - spent, 1)
         kept.put(key, year)
         log.info("%s, %s, seed %d: mAP %.3f, %d releases, %.0f CPU seconds in %.0f", subject.name, arm, seed,
                  year["weeks"][-1]["map"], len(year["releases"]), year["seconds"], time.monotonic() - started)
