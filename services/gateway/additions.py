@@ -6,16 +6,20 @@ order is that of every write here: bytes first, then the row that names them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from attribution.v1 import catalog_service_pb2 as wire
 from byline.catalog.blobs import BlobStore, sha256_hex
 from byline.catalog.items import Item, derive_item_id
-from byline.catalog.look import Look
-from byline.catalog.look_child import LookChild
+from byline.catalog.look import Look, look_of
 from byline.catalog.store import CatalogStore
 from byline.errors import CorpusNotFound, ImageTooLarge, ImageUndecodable, InvalidRequest
+from byline.security.decoding import decode_untrusted
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_ITEMS = 256
 MAX_CAPTION = 4_000
@@ -32,12 +36,14 @@ class _Read:
 
 
 class Adder:
-    """Adds items to corpora. ``looks`` decodes in a process of its own. For any number of threads."""
+    """Adds items to corpora. ``decode`` opens pictures of strangers. For any number of threads."""
 
-    def __init__(self, catalog: CatalogStore, blobs: BlobStore, looks: LookChild) -> None:
+    def __init__(
+        self, catalog: CatalogStore, blobs: BlobStore, decode: Callable[[bytes], Image] = decode_untrusted
+    ) -> None:
         self._catalog = catalog
         self._blobs = blobs
-        self._looks = looks
+        self._decode = decode
 
     def add(self, corpus_id: str, new: Sequence[wire.NewItem]) -> wire.AddItemsResponse:
         """Add what can be added. CorpusNotFound; InvalidRequest for a request as a whole."""
@@ -94,7 +100,7 @@ class Adder:
 
     def _look(self, image: bytes) -> tuple[Look | None, str]:
         try:
-            return self._looks.look(image), ""
+            return look_of(self._decode(image)), ""
         except (ImageUndecodable, ImageTooLarge) as error:
             return None, error.message
 

@@ -14,7 +14,6 @@ from typing import Any
 from attribution.v1 import catalog_service_pb2 as wire
 from attribution.v1 import catalog_service_pb2_grpc as rpc
 from byline.catalog.items import Item
-from byline.catalog.look_child import LookChild
 from byline.catalog.sniff import sniff
 from byline.catalog.store import CorpusSummary
 from byline.catalog.withdrawals import Criterion
@@ -34,7 +33,7 @@ class CatalogServicer(rpc.CatalogServiceServicer):
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
-        self._adder = Adder(context.catalog, context.blobs, LookChild())
+        self._adder = Adder(context.catalog, context.blobs)
         self._deltas = DeltaStore(context.engine)
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:

@@ -84,6 +84,7 @@ class Encoding:
         from byline.rankings.features import LabelFeatures
         from byline.rankings.query_evidence import QueryEvidence
         from byline.teachers.files import TeacherFiles
+        from services.trainer.additions import Additions
         from services.trainer.sketches import CorpusSketches
 
         settings = self._settings
@@ -98,7 +99,9 @@ class Encoding:
             lambda: model, settings.curation_selection,
         )
         evidence = QueryEvidence(extractor, model, blobs, settings.cache_dir, record.corpus_id, seed=settings.seed)
-        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches, evidence)
+        additions = Additions(self._engine, settings.model_id, lambda manifest: features)
+        return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches, evidence,
+                         before_activation=additions.catch_up)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     alarms = DriftAlarms(engine)
     observer = Observer(engine, settings.model_id, settings.curation_family, alarms)
     work = TrainerWork(engine, settings.model_id, settings.release_dir, observer, rule,
-                       Encoding(engine, settings).refresher, keep_rule(settings), settings.seed, alarms)
+                       Encoding(engine, settings).refresher, keep_rule(settings), settings.seed, alarms,
+                       lambda: purge_withdrawn(engine, settings))
     if arguments.once:
         return _once(work)
     stop = threading.Event()
@@ -139,6 +143,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.dispose()
     log.info("trainer_stopped")
     return 0
+
+
+def purge_withdrawn(engine: Engine, settings: Settings) -> None:
+    """Remove withdrawn items from all files, where the releases that answer are made without them."""
+    from byline.releases.purge import Places, purge
+
+    corpus_id = CatalogStore(engine).model(settings.model_id).corpus_id
+    purge(engine, Places(settings.release_dir, settings.cache_dir, BlobStore(settings.blob_dir)), corpus_id)
 
 
 def keep_rule(settings: Settings) -> KeepRule:

@@ -140,7 +140,9 @@ class Refresher:
     """Makes candidates for one model. Reads and writes Postgres, writes release directories."""
 
     def __init__(self, engine: Engine, release_root: Path, features: FeatureRows, settings: RefreshSettings,
-                 sketches: SketchRows | None = None, evidence: EvidenceRows | None = None) -> None:
+                 sketches: SketchRows | None = None, evidence: EvidenceRows | None = None, *,
+                 before_activation: Callable[[str], object] = lambda release_id: None) -> None:
+        """``before_activation(release_id)``: what was added while the release was made is to be found in it, too."""
         self._engine = engine
         self._catalog = CatalogStore(engine)
         self._rankings = RankingStore(engine)
@@ -150,6 +152,7 @@ class Refresher:
         self._settings = settings
         self._sketches = sketches
         self._evidence = evidence
+        self._before_activation = before_activation
 
     def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = (),
                  progress: Progress = lambda what, done, total: None) -> RefreshOutcome:
@@ -295,6 +298,10 @@ class Refresher:
             self._registry.reject(release_id, "; ".join(decision.reasons))
             return False
         self._registry.validate(release_id)
+        try:
+            self._before_activation(release_id)
+        except BylineError as error:  # those items are found a moment later, by the thread that keeps the deltas
+            log.warning("delta_not_made", release_id=release_id, reason=error.reason, error=error.message)
         failpoint("trainer.before_activate")
         try:
             self._registry.activate(self._settings.model_id, release_id, expected_epoch=active.epoch if active else 0,

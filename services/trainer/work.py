@@ -42,7 +42,10 @@ class TrainerWork:
     def __init__(
         self, engine: Engine, model_id: str, release_root: Path, observer: Observer, rule: RefreshRule,
         refresher: Callable[[], Refreshes], keep: KeepRule, seed: int = 0, alarms: Alarms | None = None,
+        purge: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
+        """``purge`` removes withdrawn items from whatever the new release does not need any more."""
+        self._purge = purge
         self._engine = engine
         self._model_id = model_id
         self._root = release_root
@@ -98,6 +101,7 @@ class TrainerWork:
     def _collect(self, now: datetime) -> None:
         """Files of old releases; a failure costs disk space, not the refresh."""
         try:
+            self._purge()
             self._garbage.collect(self._model_id, now)
         except (BylineError, OSError) as error:
             log.warning("garbage_not_collected", error=str(error))

@@ -41,6 +41,8 @@ NAMES = frozenset({
     "curation.after_generate", "curation.after_blobs", "curation.after_queries", "curation.before_commit",
     "curation.after_commit", "curation.intake_before_commit", "curation.intake_after_commit",
     "curation.measure_before_commit", "curation.measure_after_commit",
+    # byline.releases.purge: withdrawn items out of rows, then files, then old releases.
+    "corpus.purge_after_rows", "corpus.purge_after_files",
     # byline.releases.builder and byline.releases.garbage.
     "releases.before_rename", "releases.gc_after_mark", "releases.gc_after_hide", "releases.gc_before_done",
 })  # fmt: skip

@@ -93,6 +93,16 @@ class BlobStore:
             raise BlobNotFound(f"the stored file of {sha256} is damaged; upload it again", sha256=sha256)
         return data
 
+    def remove(self, sha256: str) -> bool:
+        """Delete a blob's file for good; whether there was one. Only for who knows that nobody needs it any more."""
+        path = self.path(sha256)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        fsync_directory(path.parent)
+        return True
+
 
 def _intact(path: Path, sha256: str, size: int) -> bool:
     """True when the file is there and holds the bytes of its name; read only if it has their size."""

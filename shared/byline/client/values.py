@@ -59,6 +59,8 @@ class Influence:
     image_sha256: str
     #: Resource name, ``corpora/{corpus}/items/{item}``.
     name: str
+    #: Other found items of the same near-duplicate group; they take no place of their own.
+    copies: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class Answer:
     #: not known, or not asked for.
     evidence: float | None = None
     evidence_floor: float | None = None
+    #: Which additions were searched: of the release's delta, and of the corpus (None: nobody has compared them yet).
+    delta_sequence: int = 0
+    corpus_sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

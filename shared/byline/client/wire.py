@@ -70,6 +70,8 @@ def answer(message: job_wire.Answer) -> values.Answer:
         create_time=_time(message, "create_time"),
         evidence=_optional(message, "evidence"),
         evidence_floor=_optional(message, "evidence_floor"),
+        delta_sequence=message.delta_sequence,
+        corpus_sequence=_optional(message, "corpus_sequence"),
     )
 
 
@@ -93,6 +95,7 @@ def influence(message: job_wire.Influence) -> values.Influence:
         near_duplicate_group=message.near_duplicate_group,
         image_sha256=message.image_sha256,
         name=message.item,
+        copies=tuple(message.copies),
     )
 
 

@@ -31,6 +31,8 @@ _SCHEMA = 1
 _MANIFEST = "manifest.json"
 _SHARD = "shard-{:05d}"
 ROWS_PER_SHARD = 4096
+#: Stands in the place of an item that was withdrawn; its row is zeros.
+FORGOTTEN = -1
 
 Ids = NDArray[np.int64]
 
@@ -88,6 +90,8 @@ class FeatureStore:
         FeatureMismatch names an id without a row.
         """
         self._refresh()
+        if item_ids is None and sum(self._seen) != len(self._position):
+            item_ids = self.ids  # rows of withdrawn items lie between
         if item_ids is None:
             parts = [shard.features[:seen] for shard, seen in zip(self._shards, self._seen, strict=True)]
             return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty((0, self.spec.dim), np.float32)])
@@ -168,7 +172,8 @@ class FeatureStore:
             # Rows are written in order: the complete ones are those before the first missing flag.
             done = int(np.argmin(shard.written)) if not bool(shard.written.all()) else len(shard.written)
             for row in range(self._seen[number], done):
-                self._position[int(shard.ids[row])] = (number, row)
+                if shard.ids[row] != FORGOTTEN:
+                    self._position[int(shard.ids[row])] = (number, row)
             self._seen[number] = done
 
     def _open_shard(self, number: int, mode: Any = "r") -> _Shard:
@@ -242,3 +247,34 @@ def fill_store(
             if progress:
                 progress(total - len(todo) + start + len(ids), total)
     return added
+
+
+def stored_ids(directory: Path) -> Ids:
+    """The ids of the complete rows in a store's directory, whatever its spec."""
+    parts = [np.load(shard / "ids.npy")[np.load(shard / "written.npy") == 1] for shard in _shards_of(directory)]
+    ids: Ids = np.concatenate([*parts, np.empty(0, np.int64)])
+    return ids[ids >= 0]
+
+
+def forget_rows(directory: Path, item_ids: Sequence[int] | Ids) -> int:
+    """Overwrite the rows of these items with nothing, durably; how many there were. The store may be in use."""
+    gone = np.asarray(item_ids, dtype=np.int64)
+    found = 0
+    for shard in _shards_of(directory):
+        with (directory / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ids = np.load(shard / "ids.npy", mmap_mode="r+")
+            rows = np.flatnonzero(np.isin(ids, gone))
+            if not len(rows):
+                continue
+            features = np.load(shard / "features.npy", mmap_mode="r+")
+            features[rows] = 0
+            _flush(features)
+            ids[rows] = FORGOTTEN
+            _flush(ids)
+            found += len(rows)
+    return found
+
+
+def _shards_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("shard-*") if (path / "written.npy").is_file())

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from byline.catalog.items import Item
 from byline.errors import ReleaseCorrupt
@@ -40,3 +42,13 @@ def read_catalogue(path: Path) -> dict[int, Item]:
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise ReleaseCorrupt(f"{path.name} cannot be read as a catalogue", file=path.name) from error
     return {item.item_id: item for item in items}
+
+
+def catalogue_ids(path: Path) -> NDArray[np.int64]:
+    """The ids [n] alone, ascending. ReleaseCorrupt as ``read_catalogue``."""
+    try:
+        column = pq.read_table(path, columns=["item_id"])["item_id"]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ReleaseCorrupt(f"{path.name} cannot be read as a catalogue", file=path.name) from error
+    ids: NDArray[np.int64] = column.to_numpy()
+    return ids

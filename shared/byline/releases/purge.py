@@ -1,0 +1,211 @@
+"""Withdrawn items out of every file, once the releases that answer are made without them.
+
+Why it exists: a withdrawal is a filter at once and a removal later; this is the removal. It runs after every refresh,
+may be run by hand (``byline corpus purge``), and does nothing until each model of the corpus answers from a release
+that does not hold the items. What cannot be removed yet (an old release that a running job still needs) leaves the
+receipt open, and the next purge goes on. A release that holds withdrawn items is removed whole: it cannot be changed,
+and a rollback to it would bring their files back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, text
+
+from byline.catalog.blobs import BlobStore
+from byline.catalog.store import CatalogStore
+from byline.catalog.withdrawals import StoredReceipt, mark_purged, receipts, stored_receipt
+from byline.db.session import transaction
+from byline.errors import BylineError
+from byline.failpoints import failpoint
+from byline.features.store import forget_rows
+from byline.releases.catalogue import catalogue_ids
+from byline.releases.garbage_files import remove_release
+from byline.releases.manifest import CATALOGUE
+from byline.releases.purge_rows import PurgedRows, purge_rows
+from byline.releases.registry import ReleaseRecord, ReleaseRegistry
+from byline.telemetry import get_logger
+
+log = get_logger(__name__)
+
+Ids = NDArray[np.int64]
+#: Images of items are kept while a query or an item that was not withdrawn is the same picture.
+REFERENCED = text("""
+SELECT image_sha256 FROM items WHERE withdrawn_at IS NULL AND image_sha256 = ANY(:digests)
+UNION SELECT image_sha256 FROM jobs WHERE image_sha256 = ANY(:digests)
+UNION SELECT image_sha256 FROM queries WHERE image_sha256 = ANY(:digests)
+""")
+_PINNED = text(
+    "SELECT DISTINCT release_id FROM jobs WHERE release_id IS NOT NULL"
+    " AND state IN ('QUEUED', 'RUNNING', 'CANCELLING')"
+)
+_MARK = text("UPDATE releases SET collected_at = now() WHERE id = :id AND collected_at IS NULL")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files of items lie. What came with a model or a corpus' source is its owner's and never changed."""
+
+    release_dir: Path
+    cache_dir: Path
+    blobs: BlobStore
+
+
+@dataclass
+class PurgeReport:
+    """What a purge did. ``waiting``: models that still answer from a release with the items; ``left``: old releases
+    that hold them and could not be removed yet."""
+
+    corpus_id: str
+    items: int = 0
+    receipts: int = 0
+    waiting: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    rows: PurgedRows | None = None
+    features: int = 0
+    sketches: int = 0
+    blobs: int = 0
+    blobs_kept: int = 0
+    removed_releases: list[str] = field(default_factory=list)
+    absent_from: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is gone."""
+        return not self.waiting and not self.left
+
+    def to_json(self) -> dict[str, Any]:
+        """For the receipt."""
+        values = {name: value for name, value in vars(self).items() if name not in ("rows", "corpus_id", "receipts")}
+        return values | {"rows": None if self.rows is None else self.rows.to_json()}
+
+
+def purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
+    """Remove what the corpus' open receipts name. Doing it twice removes nothing twice. Raises OSError, BylineError."""
+    with transaction(engine) as connection:
+        open_ones = [
+            stored_receipt(connection, one.receipt_id) for one in receipts(connection, corpus_id, only_unpurged=True)
+        ]
+    items = sorted({item_id for receipt in open_ones for item_id in receipt.images})
+    report = PurgeReport(corpus_id, len(items), len(open_ones))
+    if not open_ones:
+        return report
+    gone = np.array(items, dtype=np.int64)
+    records = list(_releases(engine, corpus_id))
+    active = _active(engine, corpus_id)
+    holding = [record for record in records if _holds(record, gone)]
+    report.waiting = {record.model_id: record.release_id for record in holding if record.release_id in active}
+    if report.waiting:
+        return report
+    with transaction(engine) as connection:
+        report.rows = purge_rows(connection, corpus_id, items)
+    failpoint("corpus.purge_after_rows")
+    report.features = sum(forget_rows(folder, gone) for folder in item_stores(places.cache_dir, corpus_id))
+    report.sketches = sum(_cut_sketches(folder, gone) for folder in sketch_sets(places.cache_dir))
+    _remove_images(engine, places.blobs, open_ones, report)
+    failpoint("corpus.purge_after_files")
+    for record in holding:
+        (report.removed_releases if _remove(engine, record) else report.left).append(record.release_id)
+    kept = [record for record in records if record not in holding and (record.directory / CATALOGUE).is_file()]
+    report.absent_from = [(record.model_id, record.release_id) for record in kept]
+    if report.done:
+        with transaction(engine) as connection:
+            mark_purged(connection, [receipt.receipt_id for receipt in open_ones], report.to_json())
+    log.info("withdrawn_items_purged", corpus_id=corpus_id, items=report.items, done=report.done, left=report.left,
+             removed_releases=report.removed_releases)  # fmt: skip
+    return report
+
+
+def item_stores(cache_dir: Path, corpus_id: str) -> list[Path]:
+    """The feature stores of a corpus' items, of every spec."""
+    return sorted((cache_dir / "features" / corpus_id).glob("*/items"))
+
+
+def sketch_sets(cache_dir: Path) -> list[Path]:
+    """The sketch sets that were made on this machine."""
+    return sorted(path.parent for path in cache_dir.glob("teachers-*/sketches*/manifest.json"))
+
+
+def _releases(engine: Engine, corpus_id: str) -> Iterator[ReleaseRecord]:
+    registry = ReleaseRegistry(engine)
+    for model in CatalogStore(engine).models():
+        if model.corpus_id == corpus_id:
+            yield from (record for record in registry.list(model.model_id, limit=1_000_000))
+
+
+def _active(engine: Engine, corpus_id: str) -> set[str]:
+    registry = ReleaseRegistry(engine)
+    models = (model for model in CatalogStore(engine).models() if model.corpus_id == corpus_id)
+    found = (registry.active(model.model_id) for model in models)
+    return {active.release_id for active in found if active is not None}
+
+
+def _holds(record: ReleaseRecord, gone: Ids) -> bool:
+    path = record.directory / CATALOGUE
+    return path.is_file() and bool(np.isin(catalogue_ids(path), gone).any())
+
+
+def _remove(engine: Engine, record: ReleaseRecord) -> bool:
+    """Remove an old release's files, unless it answers now or a running job is pinned to it."""
+    registry = ReleaseRegistry(engine)
+    with transaction(engine) as connection:
+        registry.lock_within(connection, record.model_id)
+        active = registry.active_within(connection, record.model_id)
+        pinned = set(connection.execute(_PINNED).scalars())
+        if record.release_id in pinned or (active is not None and active.release_id == record.release_id):
+            return False
+        connection.execute(_MARK, {"id": record.release_id})
+    remove_release(record.directory)
+    return True
+
+
+def _remove_images(engine: Engine, blobs: BlobStore, open_ones: Sequence[StoredReceipt], report: PurgeReport) -> None:
+    digests = sorted({digest for receipt in open_ones for digest in receipt.images.values() if digest})
+    with transaction(engine) as connection:
+        kept = set(connection.execute(REFERENCED, {"digests": digests}).scalars())
+    report.blobs_kept = len(kept)
+    for digest in digests:
+        if digest not in kept:
+            report.blobs += blobs.remove(digest)
+
+
+def _cut_sketches(folder: Path, gone: Ids) -> int:
+    """Write a set again without these items; how many it lost. One that cannot be read is removed: it is a cache."""
+    from byline.teachers.sketch_set import SketchSet
+
+    try:
+        held = SketchSet.load(folder, _revision_of(folder))
+    except (BylineError, OSError, ValueError, KeyError) as error:
+        log.warning("sketches_unreadable_removed", folder=folder.name, error=str(error))
+        shutil.rmtree(folder)
+        return 0
+    keep = np.flatnonzero(~np.isin(held.item_ids, gone))
+    lost = len(held.item_ids) - len(keep)
+    if not lost:
+        return 0
+    building, old = folder.with_name(f".{folder.name}-{os.getpid()}"), folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(building, ignore_errors=True)
+    if len(keep):
+        tokens = None if held.tokens is None else held.tokens.take(keep)
+        cut = SketchSet(held.basis, held.item_ids[keep], held.sketches[keep], held.fidelity, held.teacher_id, tokens)
+        cut.save(building)
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    with suppress(FileNotFoundError):
+        building.rename(folder)
+    shutil.rmtree(old)
+    return lost
+
+
+def _revision_of(folder: Path) -> str:
+    """The model revision of the folder of fitted things a set lies in."""
+    return folder.parent.name.removeprefix("teachers-")
