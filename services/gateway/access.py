@@ -78,6 +78,11 @@ _CURATION = {
     "SetCurationBudget": Access(_ACT, audited=True),
     "CloseDriftAlarm": Access(_ACT, audited=True),
 }
+_RELEASE = {
+    "GetFleetStatus": Access(_LOOK),
+    "RefreshRelease": Access(_ACT, audited=True),
+    "GetReleaseRefresh": Access(_LOOK),
+}
 #: Full method path, as gRPC gives it, to what it needs.
 ACCESS: dict[str, Access] = {
     f"/{PACKAGE}.{service}/{method}": access
@@ -86,6 +91,7 @@ ACCESS: dict[str, Access] = {
         ("CatalogService", _CATALOG),
         ("OperatorService", _OPERATOR),
         ("CurationService", _CURATION),
+        ("ReleaseService", _RELEASE),
     )
     for method, access in methods.items()
 }

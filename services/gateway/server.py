@@ -25,6 +25,8 @@ from attribution.v1 import (
     curation_service_pb2_grpc,
     operator_service_pb2,
     operator_service_pb2_grpc,
+    release_service_pb2,
+    release_service_pb2_grpc,
 )
 from byline.errors import SettingsInvalid
 from byline.telemetry import RPC_SECONDS
@@ -36,6 +38,7 @@ from services.gateway.health import Health
 from services.gateway.housekeeping import keep_house
 from services.gateway.interceptor import CallInterceptor
 from services.gateway.operator_servicer import OperatorServicer
+from services.gateway.release_servicer import ReleaseServicer
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ SERVICES = tuple(
         (catalog_service_pb2, "CatalogService"),
         (operator_service_pb2, "OperatorService"),
         (curation_service_pb2, "CurationService"),
+        (release_service_pb2, "ReleaseService"),
     )
 )
 _OPTIONS = (
@@ -101,6 +105,7 @@ async def start(context: GatewayContext, address: str, database_url: str, *, ref
     catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(context), server)  # type: ignore[no-untyped-call]
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorServicer(context), server)  # type: ignore[no-untyped-call]
     curation_service_pb2_grpc.add_CurationServiceServicer_to_server(CurationServicer(context), server)  # type: ignore[no-untyped-call]
+    release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(context), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if reflect and not context.transport.keyed:
         own = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -22,6 +22,7 @@ from byline.db.listen import DELTAS, QUEUED, WITHDRAWALS, Listener
 from byline.errors import DatabaseUnavailable, TierNotAvailable
 from byline.jobs import Claim, Stage
 from byline.jobs.batch import BatchRunner
+from byline.jobs.rows import Pins
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
 from byline.telemetry import GPU_MEMORY, get_logger, start_metrics
@@ -30,17 +31,14 @@ from services.workers.pump import LookupPump, Turns
 from services.workers.report import WorkerReports, WorkerState
 
 if TYPE_CHECKING:
-    from services.workers.lookup import LookupStage
-    from services.workers.serving import Serving
+    from services.workers.models import ServedModels
     from services.workers.teacher_bench import TeacherBench
 
 log = get_logger(__name__)
 
-#: One for the stage, one for its heartbeat, one for the report, one for the release watch, one for the drain watch.
-#: (Listeners have their own.)
-_POOL_SIZE = 5
-#: A client's job that waits so long for the slow queue, though its doorbell was rung, finds no idle worker.
-_WAITED_S = 1.0
+#: One for the stage, one for its heartbeat, one for the report, one for the drain watch, one for new models, three for
+#: release watches, each of which needs one for a moment. (Listeners have their own.)
+_POOL_SIZE = 8
 
 
 class WorkerChild:
@@ -71,11 +69,11 @@ class WorkerChild:
             stop=stopping,
         )
         self._turn = Turns()
-        self._lookup: LookupStage | None = None
+        self._models: ServedModels | None = None
         self._pump: LookupPump | None = None
         self._listener: Listener | None = None
-        self._serving: Serving | None = None
         self._bench: TeacherBench | None = None
+        self._slow_pins: Pins = None
         self._stages: Mapping[Stage, Work] = {}
         self._drain = DrainWatch(
             self._engine, worker_id.rpartition(":")[0], stopping, idle=lambda: not len(self._turn), consume=consume
@@ -96,8 +94,8 @@ class WorkerChild:
             GPU_MEMORY.labels("allocated").set_function(torch.cuda.memory_allocated)
             GPU_MEMORY.labels("reserved").set_function(torch.cuda.memory_reserved)
         self._stages = self._lookup_stages() if self._queue == "lookup" else self._verification_stages()
-        if self._serving is not None:
-            self._serving.start()
+        if self._models is not None:
+            self._models.start()
         if self._bench is not None:
             self._bench.try_to_load()
         self._reports.start(self._settings.heartbeat_seconds)
@@ -122,15 +120,15 @@ class WorkerChild:
             return
         wanted = Stage(stage)
         work = self._stages.get(wanted, _refuse)
-        release_id = self._serving.current_id() if self._serving is not None else None
+        pins: Pins = self._models.pins() if self._models is not None else self._slow_pins
         try:
-            self._runner.run(job_id, wanted, work, release_id)
+            self._runner.run(job_id, wanted, work, pins)
         except DatabaseUnavailable as error:
             log.warning("doorbell_dropped", job_id=job_id, stage=stage, reason=error.reason)
 
     def _usable(self) -> bool:
         """Whether this child can compute; what could not be loaded is tried again here."""
-        if self._serving is not None and self._serving.current_id() is None and self._serving.state().error is not None:
+        if self._models is not None and not self._models.pins():
             return False
         if self._bench is not None and not self._bench.try_to_load():
             return False
@@ -142,8 +140,8 @@ class WorkerChild:
         if self._pump is not None:
             self._pump.join(timeout_s=5.0)
         self._reports.stop()
-        if self._serving is not None:
-            self._serving.close()
+        if self._models is not None:
+            self._models.close()
         self._engine.dispose()
 
     # -- how a worker is put together -----------------------------------------------------------
@@ -153,12 +151,35 @@ class WorkerChild:
         from byline.releases.delta_view import Deltas
         from byline.releases.registry import ReleaseRegistry
         from services.workers.lookup import LookupStage
-        from services.workers.serving import Serving
+        from services.workers.models import ServedModel, ServedModels
+        from services.workers.serving import EncoderShelf, Serving
         from services.workers.withdrawal import WithdrawnItems
 
         settings = self._settings
-        withdrawn = WithdrawnItems(self._withdrawn, time.monotonic)
         deltas = Deltas(DeltaStore(self._engine), time.monotonic)
+        encoders = EncoderShelf()
+
+        def make(of_model: Settings) -> ServedModel:
+            withdrawn = WithdrawnItems(lambda: self._catalog.withdrawn(of_model.corpus_id), time.monotonic)
+            serving = Serving(
+                registry=ReleaseRegistry(self._engine),
+                settings=of_model,
+                stop=self._stopping,
+                changed=self._reports.changed,
+                encoders=encoders,
+            )
+            stage = LookupStage(
+                serving=serving,
+                blobs=self._blobs,
+                withdrawn=withdrawn,
+                max_image_bytes=settings.max_image_bytes,
+                max_image_pixels=settings.max_image_pixels,
+                clock=time.perf_counter,
+                deltas=deltas,
+            )
+            return ServedModel(serving, stage, withdrawn)
+
+        models = self._models = ServedModels(settings, self._catalog, make, self._stopping)
         pump = self._pump = LookupPump(
             self._take_waiting, self._turn, self._stopping,
             begin=lambda: torch.set_num_threads(settings.torch_threads),  # the count belongs to each thread
@@ -166,106 +187,42 @@ class WorkerChild:
 
         def heard(channel: str, payload: str) -> None:
             if channel == WITHDRAWALS:
-                withdrawn.changed()
+                models.withdrawn_changed()
             elif channel == DELTAS:
                 deltas.changed()
             elif payload == Stage.LOOKUP.value:
                 pump.wake()
 
         def connected() -> None:
-            withdrawn.changed()
+            models.withdrawn_changed()
             deltas.changed()
             pump.wake()
 
         channels = [QUEUED, WITHDRAWALS, DELTAS]
         self._listener = Listener(settings.database_url, channels, self._stopping, heard, connected)
-        self._serving = Serving(
-            registry=ReleaseRegistry(self._engine),
-            settings=settings,
-            stop=self._stopping,
-            changed=self._reports.changed,
-        )
-        lookup = self._lookup = LookupStage(
-            serving=self._serving,
-            blobs=self._blobs,
-            withdrawn=withdrawn,
-            max_image_bytes=settings.max_image_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            clock=time.perf_counter,
-            deltas=deltas,
-        )
-        return {Stage.LOOKUP: lookup}
+        return {Stage.LOOKUP: models}
 
     def _take_waiting(self) -> bool:
         """Take lookups that wait, without a doorbell; returns whether more may wait (or another word of them comes)."""
-        if self._lookup is None or self._serving is None or self._drain.draining or not self._usable():
+        if self._models is None or self._drain.draining:
             return False
-        release_id = self._serving.current_id()
-        if release_id is None:
+        pins = self._models.pins()
+        if not pins:
             return False
-        self._runner.run_waiting(Stage.LOOKUP, self._lookup, release_id)
+        self._runner.run_waiting(Stage.LOOKUP, self._models, pins)
         return self._runner.more_may_wait
 
     def _verification_stages(self) -> Mapping[Stage, Work]:
-        from byline.rankings.store import RankingStore
-        from byline.releases.registry import ReleaseRegistry
-        from services.workers.estimation import EstimateStage, OpenReleases
-        from services.workers.ranking import RankStage
-        from services.workers.scratch import Scratch
-        from services.workers.teacher_bench import TeacherBench
-        from services.workers.verification import VerifyStage
+        from services.workers.slow_stages import SlowStages
 
-        settings = self._settings
-        bench = self._bench = TeacherBench(
-            model_directory=settings.model_directory,
-            cache_dir=settings.cache_dir,
-            corpus_id=settings.corpus_id,
-            catalog=self._catalog,
-            blobs=self._blobs,
-            device=settings.device,
-            seed=settings.seed,
-        )
-        estimate = EstimateStage(
-            store=self._store,
-            releases=OpenReleases(ReleaseRegistry(self._engine), settings.model_id, settings.device),
-            bench=bench,
-            blobs=self._blobs,
-            withdrawn=self._withdrawn,
-            draws=settings.estimate_draws,
-            clock=time.perf_counter,
-        )
-        verify = VerifyStage(
-            store=self._store,
-            bench=bench,
-            blobs=self._blobs,
-            withdrawn=self._withdrawn,
-            teacher=settings.verify_teacher,
-            draws=settings.verify_draws,
-            teacher_settings=settings.verify_teacher_settings,
-            racing=settings.verify_racing,
-            clock=time.perf_counter,
-        )
-        rank = RankStage(
-            rankings=RankingStore(self._engine),
-            catalog=self._catalog,
-            bench=bench,
-            blobs=self._blobs,
-            scratch=Scratch(settings.cache_dir / "ranking-jobs"),
-            corpus_id=settings.corpus_id,
-            withdrawn=self._withdrawn,
-            teacher=settings.curation_teacher,
-            draws=settings.curation_draws,
-            clock=time.perf_counter,
-            clients_wait=lambda: self._store.anybody_waits((Stage.ESTIMATE, Stage.VERIFY), _WAITED_S),
-        )
-        return {Stage.ESTIMATE: estimate, Stage.VERIFY: verify, Stage.RANK: rank}
-
-    def _withdrawn(self) -> frozenset[int]:
-        return self._catalog.withdrawn(self._settings.corpus_id)
+        slow = SlowStages(self._settings, self._engine, self._store, self._catalog, self._blobs)
+        self._bench = slow.bench
+        self._slow_pins = slow.pins()
+        return slow.works()
 
     def _state(self) -> WorkerState:
-        if self._serving is not None:
-            return self._serving.state()
+        if self._models is not None:
+            return self._models.state()
         return WorkerState(error=self._bench.error if self._bench is not None else None)
 
 

@@ -8,8 +8,8 @@ ever depends on them, so a lost database connection here is logged and tried aga
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +29,16 @@ _UPSERT = text(
         release_id = excluded.release_id, error = excluded.error, last_seen = now()
     """
 )
+_UPSERT_MODEL = text(
+    """
+    INSERT INTO worker_releases (worker_id, model_id, release_id, loading, error)
+    VALUES (:worker_id, :model_id, :release_id, :loading, :error)
+    ON CONFLICT (worker_id, model_id) DO UPDATE SET
+        release_id = excluded.release_id, loading = excluded.loading, error = excluded.error, since = now()
+    WHERE (worker_releases.release_id, worker_releases.loading, worker_releases.error)
+        IS DISTINCT FROM (excluded.release_id, excluded.loading, excluded.error)
+    """
+)
 _REMOVE = text("DELETE FROM worker_reports WHERE worker_id = :worker_id")
 #: Rows of workers that were killed; a live one beats every few seconds.
 _FORGET_DEAD = text("DELETE FROM worker_reports WHERE last_seen < now() - interval '1 day'")
@@ -36,10 +46,15 @@ _FORGET_DEAD = text("DELETE FROM worker_reports WHERE last_seen < now() - interv
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What changes in a worker's life: the release it serves, and what it could not do."""
+    """What changes in a worker's life: the release it serves, what it could not do, what it is just loading.
+
+    ``models``: the same for each model it answers for; the rest is the configured model's.
+    """
 
     release_id: str | None = None
     error: str | None = None
+    loading: str | None = None
+    models: Mapping[str, WorkerState] = field(default_factory=dict)
 
 
 class WorkerReports:
@@ -60,6 +75,11 @@ class WorkerReports:
         state = self._state()
         with self._engine.begin() as connection:
             connection.execute(_UPSERT, {**self._identity, "release_id": state.release_id, "error": state.error})
+            for model_id, of_model in state.models.items():
+                connection.execute(_UPSERT_MODEL, {
+                    "worker_id": self._identity["worker_id"], "model_id": model_id, "error": of_model.error,
+                    "release_id": of_model.release_id, "loading": of_model.loading,
+                })  # fmt: skip
 
     def start(self, every_s: float) -> None:
         """Write the row now and then every ``every_s`` seconds, and whenever ``changed`` is called."""

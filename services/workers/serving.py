@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,22 @@ class Served:
         return embedding
 
 
+class EncoderShelf:
+    """Encoders that are loaded, for all models of a process: those that look at no generator are shared."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._held: dict[tuple[str, str], FeatureExtractor] = {}
+
+    def get(self, feature_spec: str, model_directory: Path, load: Callable[[], FeatureExtractor]) -> FeatureExtractor:
+        """The encoders of a spec, loaded once. ``lock`` must be held."""
+        own = feature_spec in EVIDENCE or needs_model(feature_spec)
+        key = (feature_spec, str(model_directory) if own else "")
+        if key not in self._held:
+            self._held[key] = load()
+        return self._held[key]
+
+
 class Serving:
     """Holds what is served. ``current_id`` and ``pinned`` are for the child's main thread, the watch has its own."""
 
@@ -81,16 +98,17 @@ class Serving:
         settings: Settings,
         stop: threading.Event,
         changed: Callable[[], None],
+        encoders: EncoderShelf | None = None,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._stop = stop
         self._changed = changed
-        self._extractors: dict[str, FeatureExtractor] = {}
-        self._extracting = threading.Lock()
+        self._encoders = encoders or EncoderShelf()
+        self._shown: str | None = None
         self._watch: threading.Thread | None = None
         self._holder: ReleaseHolder[Served] = ReleaseHolder(
-            self._load, lambda: registry.active(settings.model_id), on_swap=self._swapped
+            self._load, lambda: registry.active(settings.model_id), on_swap=self._swapped, on_status=changed
         )
 
     def start(self) -> None:
@@ -101,7 +119,7 @@ class Serving:
         self._holder.refresh()
         if self._holder.status.release_id is None:
             try:
-                with self._extracting:
+                with self._encoders.lock:
                     self._loaded(self._settings.feature_spec)
             except BylineError as error:
                 log.warning("encoders_not_loaded", reason=error.reason, error=error.message)
@@ -113,6 +131,11 @@ class Serving:
         """Wait for the watch to end; ``stop`` must be set."""
         if self._watch is not None:
             self._watch.join(timeout=5.0)
+
+    @property
+    def served_id(self) -> str | None:
+        """The release that answers now; asks nobody."""
+        return self._holder.status.release_id
 
     def current_id(self) -> str | None:
         """The release to pin to the next claim; None while no release can be served."""
@@ -134,7 +157,7 @@ class Serving:
     def state(self) -> WorkerState:
         """For the fleet view: what is served, and why the last load failed if it did."""
         status = self._holder.status
-        return WorkerState(status.release_id, status.error)
+        return WorkerState(status.release_id, status.error, status.loading)
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -149,7 +172,7 @@ class Serving:
 
     def _extractor(self, manifest: ReleaseManifest, spec: str, preprocessing_hash: str) -> FeatureExtractor:
         """The encoders of a spec, loaded once. FeatureMismatch unless they preprocess as the release recorded."""
-        with self._extracting:
+        with self._encoders.lock:
             extractor = self._loaded(spec)
             if extractor.preprocessing_hash != preprocessing_hash:
                 raise FeatureMismatch(
@@ -160,9 +183,9 @@ class Serving:
             return extractor
 
     def _loaded(self, feature_spec: str) -> FeatureExtractor:
-        if feature_spec not in self._extractors:
-            self._extractors[feature_spec] = self._load_extractor(feature_spec)
-        return self._extractors[feature_spec]
+        return self._encoders.get(
+            feature_spec, self._settings.model_directory, lambda: self._load_extractor(feature_spec)
+        )
 
     def _load_extractor(self, feature_spec: str) -> FeatureExtractor:
         settings = self._settings
@@ -186,6 +209,8 @@ class Serving:
 
     def _swapped(self, swap: Swap) -> None:
         SWAP_SECONDS.observe(swap.seconds)
-        RELEASE_INFO.clear()
+        if self._shown is not None:
+            RELEASE_INFO.remove(self._shown)
+        self._shown = swap.release_id
         RELEASE_INFO.labels(swap.release_id).set(1)
         self._changed()

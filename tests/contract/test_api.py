@@ -19,6 +19,7 @@ from attribution.v1 import (
     catalog_service_pb2,
     curation_service_pb2,
     operator_service_pb2,
+    release_service_pb2,
 )
 from byline.errors import BylineError
 from services.gateway import status
@@ -102,12 +103,14 @@ def test_the_services_are_complete_on_the_server() -> None:
     from services.gateway.catalog_servicer import CatalogServicer
     from services.gateway.curation_servicer import CurationServicer
     from services.gateway.operator_servicer import OperatorServicer
+    from services.gateway.release_servicer import ReleaseServicer
 
     for module, name, servicer in (
         (attribution_service_pb2, "AttributionService", AttributionServicer),
         (catalog_service_pb2, "CatalogService", CatalogServicer),
         (operator_service_pb2, "OperatorService", OperatorServicer),
         (curation_service_pb2, "CurationService", CurationServicer),
+        (release_service_pb2, "ReleaseService", ReleaseServicer),
     ):
         methods = {method.name for method in module.DESCRIPTOR.services_by_name[name].methods}
         assert methods <= set(vars(servicer)), "a method of the API has no handler"

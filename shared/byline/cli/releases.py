@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from byline.cli import releases_fleet
 from byline.client import ActiveRelease, Client, Release
 from byline.client.connection import client_options
 from byline.config import load_settings
 from byline.errors import ReleaseNotFound
 
-app = typer.Typer(help="List, activate and roll back releases.", no_args_is_help=True)
+app = typer.Typer(help="List, activate and roll back releases; the fleet, refreshes, old files.", no_args_is_help=True)
+releases_fleet.register(app)
 
 Model = Annotated[str | None, typer.Option("--model", help="Model id; default: the configured one.")]
 Address = Annotated[str | None, typer.Option(help="host:port of the gateway (BYLINE_GRPC_ADDRESS).")]

@@ -43,6 +43,7 @@ SERVICE_CONFIG = json.dumps(
                     {"service": "attribution.v1.AttributionService"},
                     {"service": "attribution.v1.CatalogService"},
                     {"service": "attribution.v1.CurationService"},
+                    {"service": "attribution.v1.ReleaseService"},
                     *(
                         {"service": "attribution.v1.OperatorService", "method": method}
                         for method in _REPEATABLE_OPERATOR_CALLS

@@ -19,6 +19,7 @@ from byline import telemetry, tracing
 from byline.errors import DatabaseUnavailable, LeaseLost
 from byline.failpoints import failpoint
 from byline.jobs.model import Claim
+from byline.jobs.rows import Pins
 from byline.jobs.runner import (
     GIVE_UP_S,
     Beat,
@@ -64,7 +65,7 @@ class BatchRunner(StageRunner):
         self._kept_until = 0.0
         self._heart: threading.Thread | None = None
 
-    def run_waiting(self, stage: Stage, work: Work, release_id: str | None = None) -> int:
+    def run_waiting(self, stage: Stage, work: Work, release_id: Pins = None) -> int:
         """Claim, work and complete; returns how many jobs were claimed (0: nothing waits).
 
         Does not raise for anything that happens to a job. Raises ``DatabaseUnavailable`` as ``run`` does.

@@ -22,12 +22,14 @@ from byline.jobs.rows import (
     COLUMNS,
     RESULTS,
     WAITED,
+    Pins,
     add_result,
     change,
     claiming_jobs,
     end_failed,
     exhausted,
     find,
+    pinning,
     requeue,
     to_claim,
 )
@@ -41,13 +43,15 @@ WITH prior AS (
     SELECT id, state, COALESCE(next_attempt_at, update_time) AS since FROM jobs
     WHERE id = :id AND stage = :stage AND cancel_requested_at IS NULL AND attempt < max_attempts
       AND expire_time > now()
+      AND (CAST(:pins AS jsonb) IS NULL OR jsonb_exists(CAST(:pins AS jsonb), model_id))
       AND ((state = 'QUEUED' AND (next_attempt_at IS NULL OR next_attempt_at <= now()))
            OR (state = 'RUNNING' AND lease_until < now()))
       AND NOT EXISTS (SELECT 1 FROM stage_controls WHERE stage_controls.stage = :stage AND paused)
     FOR UPDATE OF jobs
 ), claimed AS (
     UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, fence = fence + 1, lease_owner = :worker,
-        lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
+        lease_until = now() + make_interval(secs => :lease),
+        release_id = COALESCE(release_id, :release, CAST(:pins AS jsonb) ->> model_id),
         start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
     FROM prior WHERE jobs.id = prior.id
     RETURNING jobs.*, prior.state AS prior_state, prior.since
@@ -77,10 +81,10 @@ def claim(
     *,
     worker_id: str,
     lease_s: float,
-    release_id: str | None,
+    release_id: Pins,
 ) -> Claim | None:
-    """Take the lease, or None if there is nothing to do (taken, ended, paused, not due, another stage)."""
-    parameters = {"id": job_id, "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id}
+    """Take the lease, or None if there is nothing to do (taken, ended, paused, not due, another stage or model)."""
+    parameters = {"id": job_id, "stage": stage, "worker": worker_id, "lease": lease_s, **pinning(release_id)}
     row = connection.execute(_CLAIM, parameters).mappings().first()
     if row is None:
         return None

@@ -7,6 +7,7 @@ table and writes the event, so no path can forget either. All functions work ins
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,18 @@ NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_until": None}
 
 #: All columns of a job, for statements that are text.
 COLUMNS = ", ".join(JOBS.c.keys())
+
+
+#: The release to pin to a job that has none: one for every job; by model, which also says that jobs of other models are
+#: not to be taken (a model with None: taken, not pinned); or none.
+Pins = str | Mapping[str, str | None] | None
+
+
+def pinning(release_id: Pins) -> dict[str, str | None]:
+    """The parameters ``release`` and ``pins`` of a claim."""
+    if release_id is None or isinstance(release_id, str):
+        return {"release": release_id, "pins": None}
+    return {"release": None, "pins": json.dumps(dict(release_id))}
 
 
 def selecting_jobs(sql: str) -> TextualSelect:

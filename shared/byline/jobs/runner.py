@@ -21,6 +21,7 @@ from byline.errors import BylineError, DatabaseUnavailable, GaveWay, JobCancelle
 from byline.failpoints import failpoint
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import is_retryable
+from byline.jobs.rows import Pins
 from byline.jobs.states import Stage, State
 from byline.jobs.store import JobStore
 
@@ -129,7 +130,7 @@ class StageRunner:
         self._stop = stop or threading.Event()
         self._give_up_s = give_up_s
 
-    def run(self, job_id: uuid.UUID | str, stage: Stage, work: Work, release_id: str | None = None) -> RunOutcome:
+    def run(self, job_id: uuid.UUID | str, stage: Stage, work: Work, release_id: Pins = None) -> RunOutcome:
         """Answer one doorbell. ``release_id`` is pinned to the job if it has none yet.
 
         Does not raise for anything that happens to the job. Raises ``DatabaseUnavailable`` if the claim or,

@@ -20,7 +20,7 @@ from byline.errors import BylineError, JobNotCancellable, JobNotFound
 from byline.jobs import admission, dead, leases, outbox, waiting
 from byline.jobs.model import Claim, Job, JobEvent, NewJob, StageResult
 from byline.jobs.outbox import Doorbell, StageDepth
-from byline.jobs.rows import EVENTS, JOBS, change, find, find_with_results, results_of, to_event, to_job
+from byline.jobs.rows import EVENTS, JOBS, Pins, change, find, find_with_results, results_of, to_event, to_job
 from byline.jobs.states import Stage, State
 
 #: A commit waits for the disk only if it wrote something: this writes a few bytes to the log and to no table.
@@ -172,17 +172,18 @@ class JobStore:
     # --- workers ---------------------------------------------------------------------------------------
 
     def claim(
-        self, job_id: uuid.UUID, stage: Stage, worker_id: str, lease_s: float, release_id: str | None = None
+        self, job_id: uuid.UUID, stage: Stage, worker_id: str, lease_s: float, release_id: Pins = None
     ) -> Claim | None:
         """Take the lease on this stage, or None if there is nothing to do (a duplicate doorbell, mostly).
 
-        Pins ``release_id`` to the job if none is pinned yet; read the pinned one from ``claim.job``.
+        Pins ``release_id`` to the job if none is pinned yet; read the pinned one from ``claim.job``. A mapping pins by
+        the job's model, and leaves jobs of models that are not in it to other workers.
         """
         with single_statements(self._engine) as connection:
             return leases.claim(connection, job_id, stage, worker_id=worker_id, lease_s=lease_s, release_id=release_id)
 
     def claim_waiting(
-        self, stage: Stage, worker_id: str, lease_s: float, release_id: str | None, most: int
+        self, stage: Stage, worker_id: str, lease_s: float, release_id: Pins, most: int
     ) -> Sequence[Claim]:
         """Take the leases of up to ``most`` jobs that wait for ``stage``; see ``waiting.claim_waiting``."""
         with single_statements(self._engine) as connection:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from byline.jobs.model import Claim
-from byline.jobs.rows import COLUMNS, WAITED, claiming_jobs, to_claim
+from byline.jobs.rows import COLUMNS, WAITED, Pins, claiming_jobs, pinning, to_claim
 from byline.jobs.states import Stage, next_stage
 
 # Projects are found by skipping through the index (stage, project_id, create_time), and of each only as many jobs are
@@ -36,6 +36,7 @@ WITH RECURSIVE projects AS (
         SELECT id, create_time, row_number() OVER (ORDER BY create_time, id) AS turn FROM jobs
         WHERE stage = :stage AND state = 'QUEUED' AND project_id = p.project_id AND attempt = 0
             AND cancel_requested_at IS NULL AND expire_time > now()
+            AND (CAST(:pins AS jsonb) IS NULL OR jsonb_exists(CAST(:pins AS jsonb), model_id))
             AND (next_attempt_at IS NULL OR next_attempt_at <= now())
         ORDER BY create_time, id LIMIT :reach
     ) AS j
@@ -47,7 +48,8 @@ WITH RECURSIVE projects AS (
     ORDER BY waiting.place LIMIT :most FOR UPDATE OF jobs SKIP LOCKED
 ), claimed AS (
     UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, fence = fence + 1, lease_owner = :worker,
-        lease_until = now() + make_interval(secs => :lease), release_id = COALESCE(release_id, :release),
+        lease_until = now() + make_interval(secs => :lease),
+        release_id = COALESCE(release_id, :release, CAST(:pins AS jsonb) ->> model_id),
         start_time = COALESCE(start_time, now()), next_attempt_at = NULL, progress_done = 0, progress_total = 0
     FROM prior WHERE jobs.id = prior.id
     RETURNING jobs.*, prior.place, prior.since
@@ -93,12 +95,13 @@ Done = tuple[Claim, Mapping[str, Any], Sequence[int]]
 
 
 def claim_waiting(
-    connection: Connection, stage: Stage, *, worker_id: str, lease_s: float, release_id: str | None, most: int
+    connection: Connection, stage: Stage, *, worker_id: str, lease_s: float, release_id: Pins, most: int
 ) -> list[Claim]:
     """Take the leases of up to ``most`` jobs that wait for ``stage`` and were never tried, projects in turn."""
     parameters = {
         # Further than ``most``: another worker may just be taking the first ones.
-        "stage": stage, "worker": worker_id, "lease": lease_s, "release": release_id, "most": most, "reach": 4 * most,
+        "stage": stage, "worker": worker_id, "lease": lease_s, "most": most, "reach": 4 * most,
+        **pinning(release_id),
     }  # fmt: skip
     return [to_claim(row, worker_id) for row in connection.execute(_CLAIM, parameters).mappings()]
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -41,12 +41,16 @@ R = TypeVar("R", bound=Loaded)
 
 @dataclass(frozen=True, slots=True)
 class HolderStatus:
-    """For the fleet view. ``epoch`` 0 and ``release_id`` None before the first release; ``error`` of the last load."""
+    """For the fleet view. ``epoch`` 0 and ``release_id`` None before the first release; ``error`` of the last load.
+
+    ``loading`` is the release that is just being loaded and verified beside the one that answers.
+    """
 
     release_id: str | None
     epoch: int
     loaded_at: datetime | None
     error: str | None
+    loading: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +82,20 @@ class ReleaseHolder(Generic[R]):
         *,
         on_swap: Callable[[Swap], None] | None = None,
         on_release: Callable[[R], None] | None = None,
+        on_status: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``load(release_id)`` opens and verifies; ``active()`` reads the registry.
 
         ``on_swap`` hears of every change; ``on_release(old)`` is called when the last reader left a release
-        that is held no longer.
+        that is held no longer. ``on_status`` is called when a load begins, and when it failed.
         """
         self._load = load
         self._active = active
         self._on_swap = on_swap
         self._on_release = on_release
+        self._on_status = on_status
         self._clock = clock
         self._now = now
         self._lock = threading.Lock()
@@ -151,7 +157,7 @@ class ReleaseHolder(Generic[R]):
                 if active.release_id == self.status.release_id:
                     self._note(active.epoch, None)
                     return False
-                slot = self._held(active.release_id) or _Slot(self._load(active.release_id))
+                slot = self._held(active.release_id) or self._loaded(active.release_id)
             except BylineError as error:
                 log.warning("release_not_loaded", reason=error.reason, error=error.message)
                 self._note(self.status.epoch, f"{error.reason}: {error.message}")
@@ -201,6 +207,16 @@ class ReleaseHolder(Generic[R]):
             if wake.wait(min(left, 0.5)):
                 return
 
+    def _loaded(self, release_id: str) -> _Slot[R]:
+        with self._lock:
+            self._status = replace(self._status, loading=release_id)
+        self._tell()
+        return _Slot(self._load(release_id))
+
+    def _tell(self) -> None:
+        if self._on_status:
+            self._on_status()
+
     # -- slots ----------------------------------------------------------------------------------
 
     def _held(self, release_id: str) -> _Slot[R] | None:
@@ -230,7 +246,10 @@ class ReleaseHolder(Generic[R]):
 
     def _note(self, epoch: int, error: str | None) -> None:
         with self._lock:
-            self._status = HolderStatus(self._status.release_id, epoch, self._status.loaded_at, error)
+            before = self._status
+            self._status = HolderStatus(before.release_id, epoch, before.loaded_at, error)
+        if before != self._status:
+            self._tell()
 
 
 def _shown(error: Exception) -> str:
