@@ -89,6 +89,7 @@ def _options(row: Job) -> wire.JobOptions:
         tier=_TIERS[row.tier], top_k=row.top_k, candidates=row.candidates if row.tier is Tier.VERIFIED else 0,
         verification=_VERIFICATIONS[row.verification],
         copies=wire.COPIES_APART if row.payload.get("copies") == "apart" else wire.COPIES_TOGETHER,
+        labelling_consent=row.payload.get("may_learn") == "true",
     )  # fmt: skip
     options.ttl.FromTimedelta(row.expire_time - row.create_time)
     return options
@@ -114,9 +115,12 @@ def _answer(row: Job, stage_result: StageResult, corpus_id: str, withdrawn: Coll
         timings_ms={str(k): float(v) for k, v in (result.get("timings_ms") or {}).items()},
         create_time=timestamp(stage_result.created_at),
     )
-    for field in ("noise_floor", "evidence", "evidence_floor", "corpus_sequence"):
+    for field in ("noise_floor", "evidence", "evidence_floor", "corpus_sequence", "labelled_distance",
+                  "labelled_distance_limit"):  # fmt: skip
         if result.get(field) is not None:
             setattr(answer, field, int(result[field]) if field == "corpus_sequence" else float(result[field]))
+    if answer.HasField("labelled_distance") and answer.HasField("labelled_distance_limit"):
+        answer.far_from_labelled = answer.labelled_distance > answer.labelled_distance_limit
     return answer
 
 

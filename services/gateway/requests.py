@@ -121,7 +121,8 @@ def _payload(options: wire.JobOptions, release_id: str | None, field: str) -> di
     if options.copies not in wire.Copies.values():
         raise InvalidRequest(field, "must be TOGETHER or APART", value=options.copies)
     apart = {"copies": "apart"} if options.copies == wire.COPIES_APART else {}
-    return apart | ({"embedding_release_id": release_id} if release_id else {})
+    consent = {"may_learn": "true"} if options.labelling_consent else {}
+    return apart | consent | ({"embedding_release_id": release_id} if release_id else {})
 
 
 def _tier(value: int, field: str) -> Tier:

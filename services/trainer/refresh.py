@@ -37,6 +37,7 @@ from byline.rankings.features import Asked
 from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
+from byline.releases.labelled import LabelledPlaces
 from byline.releases.manifest import HEAD, LabelSet, RefreshSection, RefreshTrigger, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
@@ -193,6 +194,9 @@ class Refresher:
             created_at=now, git_sha=settings.git_sha, index_factory=settings.index_factory,
             index_queries=labels.validation.query_features,
             refresh=_refresh_section(due, snapshot_at, chosen, candidates, labels),
+            labelled=LabelledPlaces.of(
+                labels.train.query_features, [one.near_duplicate_group for one in splits.train], seed
+            ),
         )
         failpoint("trainer.after_write")
         progress("build the release", 1, 1)

@@ -26,7 +26,10 @@ _OF_THE_STUDENT = (
 )  # fmt: skip
 
 #: What the lookup says of an answer as a whole; the slower tiers keep it.
-_VERDICT = ("not_attributable", "noise_floor", "evidence", "evidence_floor", "copies")
+_VERDICT = (
+    "not_attributable", "noise_floor", "evidence", "evidence_floor", "copies", "labelled_distance",
+    "labelled_distance_limit",
+)  # fmt: skip
 
 
 def retrieved_influence(item: Item, *, rank: int, cosine: float, probability: Probability | None) -> Influence:
@@ -72,6 +75,8 @@ def retrieved_answer(
     apart: bool = True,
     delta_sequence: int = 0,
     corpus_sequence: int | None = None,
+    labelled_distance: float | None = None,
+    labelled_distance_limit: float | None = None,
 ) -> Answer:
     """The lookup stage's answer: the first ``top_k`` influences (near-duplicate groups, unless copies are kept
     ``apart``); the rest wait as ``candidates`` for the teacher. The sequences say which additions were searched."""
@@ -87,6 +92,8 @@ def retrieved_answer(
         "noise_floor": noise_floor,
         "evidence": evidence,
         "evidence_floor": evidence_floor,
+        "labelled_distance": labelled_distance,
+        "labelled_distance_limit": labelled_distance_limit,
         "influences": list(influences[:first]),
         "candidates": list(influences[first:]),
         "timings_ms": {name: round(value, 3) for name, value in timings_ms.items()},

@@ -70,7 +70,7 @@ class LookupStage:
         release = served.release
         timings: dict[str, float] = {}
         begun = self._clock()
-        embedding, evidence = self._embedding(job, served, timings)
+        embedding, evidence, distance = self._embedding(job, served, timings)
         beat.check()
         wanted = job.top_k if job.tier is Tier.RETRIEVED else max(job.top_k, job.candidates)
         searching = self._clock()
@@ -102,6 +102,8 @@ class LookupStage:
             apart=apart,
             delta_sequence=0 if delta is None else delta.state.sequence,
             corpus_sequence=None if delta is None or delta.state.corpus_sequence < 0 else delta.state.corpus_sequence,
+            labelled_distance=distance,
+            labelled_distance_limit=None if distance is None or release.labelled is None else release.labelled.limit,
         )
         named = item_ids_of(answer)
         return Outcome(answer, also=lambda connection: self._refuse(connection, named), named=named)
@@ -132,11 +134,11 @@ class LookupStage:
 
     def _embedding(
         self, job: Job, served: Served, timings: dict[str, float]
-    ) -> tuple[NDArray[np.float32], float | None]:
-        """The query's embedding [embedding_dim], the client's own or made from its image and prompt, and its
-        evidence (None where there is none)."""
+    ) -> tuple[NDArray[np.float32], float | None, float | None]:
+        """The query's embedding [embedding_dim], the client's own or made from its image and prompt, its evidence and
+        its distance to the nearest labelled query (each None where there is none)."""
         if job.embedding is not None:
-            return _ready_embedding(job, served.release), None
+            return _ready_embedding(job, served.release), None, None
         if job.image_sha256 is None:
             raise InvalidRequest("query", "has neither an image nor an embedding")
         sha256 = job.image_sha256
@@ -155,7 +157,9 @@ class LookupStage:
         timings["decode"] = 1e3 * (decoded - begun)
         timings["encode"] = 1e3 * (encoded - decoded)
         timings["head"] = 1e3 * (self._clock() - encoded)
-        return embedding, None if np.isnan(row[-1]) else float(row[-1])
+        labelled = served.release.labelled
+        distance = None if labelled is None else labelled.distance(row[:-1])
+        return embedding, None if np.isnan(row[-1]) else float(row[-1]), distance
 
 def _item(hit: Hit, release: Release, delta: Delta | None) -> Item:
     """The item of a hit, as it was when release or delta was made."""

@@ -119,20 +119,22 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., release: _Optional[str] = ...) -> None: ...
 
 class JobOptions(_message.Message):
-    __slots__ = ("tier", "top_k", "candidates", "verification", "ttl", "copies")
+    __slots__ = ("tier", "top_k", "candidates", "verification", "ttl", "copies", "labelling_consent")
     TIER_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
+    LABELLING_CONSENT_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     top_k: int
     candidates: int
     verification: Verification
     ttl: _duration_pb2.Duration
     copies: Copies
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., top_k: _Optional[int] = ..., candidates: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., copies: _Optional[_Union[Copies, str]] = ...) -> None: ...
+    labelling_consent: bool
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., top_k: _Optional[int] = ..., candidates: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., copies: _Optional[_Union[Copies, str]] = ..., labelling_consent: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")
@@ -155,7 +157,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[Progress.Stage, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time", "evidence", "evidence_floor", "delta_sequence", "corpus_sequence")
+    __slots__ = ("tier", "release", "model_revision", "verdict", "influences", "withdrawn_influences", "noise_floor", "teacher_id", "draws", "credit", "timings_ms", "create_time", "evidence", "evidence_floor", "delta_sequence", "corpus_sequence", "labelled_distance", "labelled_distance_limit", "far_from_labelled")
     class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         VERDICT_UNSPECIFIED: _ClassVar[Answer.Verdict]
@@ -187,6 +189,9 @@ class Answer(_message.Message):
     EVIDENCE_FLOOR_FIELD_NUMBER: _ClassVar[int]
     DELTA_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CORPUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LABELLED_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    LABELLED_DISTANCE_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FAR_FROM_LABELLED_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     release: str
     model_revision: str
@@ -203,7 +208,10 @@ class Answer(_message.Message):
     evidence_floor: float
     delta_sequence: int
     corpus_sequence: int
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evidence: _Optional[float] = ..., evidence_floor: _Optional[float] = ..., delta_sequence: _Optional[int] = ..., corpus_sequence: _Optional[int] = ...) -> None: ...
+    labelled_distance: float
+    labelled_distance_limit: float
+    far_from_labelled: bool
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., release: _Optional[str] = ..., model_revision: _Optional[str] = ..., verdict: _Optional[_Union[Answer.Verdict, str]] = ..., influences: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., withdrawn_influences: _Optional[int] = ..., noise_floor: _Optional[float] = ..., teacher_id: _Optional[str] = ..., draws: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., timings_ms: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evidence: _Optional[float] = ..., evidence_floor: _Optional[float] = ..., delta_sequence: _Optional[int] = ..., corpus_sequence: _Optional[int] = ..., labelled_distance: _Optional[float] = ..., labelled_distance_limit: _Optional[float] = ..., far_from_labelled: _Optional[bool] = ...) -> None: ...
 
 class Influence(_message.Message):
     __slots__ = ("item", "item_id", "rank", "cosine", "tau", "standard_error", "probability", "retrieved_rank", "caption", "creator", "licence", "near_duplicate_group", "image_sha256", "copies")

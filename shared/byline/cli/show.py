@@ -111,6 +111,8 @@ def verdict_line(answer: Answer) -> str:
     parts = []
     if answer.not_attributable:
         parts.append(f"NOT ATTRIBUTABLE: {refusal(answer)}; these only came nearest")
+    if answer.far_from_labelled and answer.tier != "VERIFIED":
+        parts.append("FAR from every query the student has learnt from: have it verified if it matters")
     if answer.tier == "RETRIEVED":
         parts.append("predicted by the student, not verified")
     elif answer.tier == "ESTIMATED":

@@ -41,6 +41,9 @@ def submit(
     top_k: Annotated[int | None, typer.Option(help="How many sources to name.")] = None,
     candidates: Annotated[int | None, typer.Option(help="How many candidates the teacher verifies.")] = None,
     best_effort: Annotated[bool, typer.Option(help="Keep the fast answer if verification fails.")] = False,
+    labelling_consent: Annotated[
+        bool, typer.Option("--labelling-consent", help="The operator may learn from this query and its answer.")
+    ] = False,
     request_id: Annotated[str | None, typer.Option(help="UUID; repeating it gives the same job.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the answer and show it.")] = True,
     as_json: AsJson = False,
@@ -50,8 +53,9 @@ def submit(
     """Ask which training images made an image possible."""
     with open_client(address, project) as client:
         job = client.submit(
-            image, prompt, tier, top_k, candidates=candidates, best_effort=best_effort, request_id=request_id
-        )
+            image, prompt, tier, top_k, candidates=candidates, best_effort=best_effort, request_id=request_id,
+            labelling_consent=labelling_consent,
+        )  # fmt: skip
         if wait:
             _notice(job)
             job = follow(client.watch(job))

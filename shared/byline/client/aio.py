@@ -74,6 +74,7 @@ class AsyncClient:
         *,
         candidates: int | None = None,
         best_effort: bool = False,
+        labelling_consent: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Attribution:
@@ -81,7 +82,7 @@ class AsyncClient:
         allowed = timeout if timeout is not None else (self._timeout if tier.upper() == "RETRIEVED" else 600.0)
         ends = time.monotonic() + allowed
         query = await self._query(image, prompt)
-        options = job_options(tier, top_k, candidates, best_effort, None)
+        options = job_options(tier, top_k, candidates, best_effort, None, labelling_consent)
         return await self._concluded(query, options, request_id, allowed, ends)
 
     async def attribute_embedding(
@@ -112,11 +113,12 @@ class AsyncClient:
         *,
         candidates: int | None = None,
         best_effort: bool = False,
+        labelling_consent: bool = False,
         ttl_s: float | None = None,
         request_id: str | None = None,
     ) -> Job:
         """Create a job and return at once."""
-        options = job_options(tier, top_k, candidates, best_effort, ttl_s)
+        options = job_options(tier, top_k, candidates, best_effort, ttl_s, labelling_consent)
         return await self._do(self._calls.create(await self._query(image, prompt), options, request_id))
 
     async def submit_embedding(

@@ -208,12 +208,14 @@ def epoch_of(active: values.ActiveRelease | None) -> int:
 
 
 def job_options(
-    tier: str, top_k: int | None, candidates: int | None, best_effort: bool, ttl_s: float | None
-) -> job_wire.JobOptions:
+    tier: str, top_k: int | None, candidates: int | None, best_effort: bool, ttl_s: float | None,
+    labelling_consent: bool = False,
+) -> job_wire.JobOptions:  # fmt: skip
     """Options of a job; None means the server's default. InvalidRequest for a tier that does not exist."""
     options = job_wire.JobOptions(
         tier=_number(job_wire.Tier, "TIER_", tier, "tier"), top_k=top_k, candidates=candidates,
         verification=job_wire.VERIFICATION_BEST_EFFORT if best_effort else job_wire.VERIFICATION_REQUIRED,
+        labelling_consent=labelling_consent,
     )  # fmt: skip
     if ttl_s is not None:
         options.ttl.FromNanoseconds(round(ttl_s * 1e9))

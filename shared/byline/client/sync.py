@@ -77,6 +77,7 @@ class Client:
         *,
         candidates: int | None = None,
         best_effort: bool = False,
+        labelling_consent: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Attribution:
@@ -88,7 +89,7 @@ class Client:
         allowed = timeout if timeout is not None else (self._timeout if tier.upper() == "RETRIEVED" else 600.0)
         ends = time.monotonic() + allowed
         query = self._query(image, prompt)
-        options = job_options(tier, top_k, candidates, best_effort, None)
+        options = job_options(tier, top_k, candidates, best_effort, None, labelling_consent)
         return self._concluded(query, options, request_id, allowed, ends)
 
     def attribute_embedding(
@@ -119,11 +120,12 @@ class Client:
         *,
         candidates: int | None = None,
         best_effort: bool = False,
+        labelling_consent: bool = False,
         ttl_s: float | None = None,
         request_id: str | None = None,
     ) -> Job:
         """Create a job and return at once. The same ``request_id`` gives the same job."""
-        options = job_options(tier, top_k, candidates, best_effort, ttl_s)
+        options = job_options(tier, top_k, candidates, best_effort, ttl_s, labelling_consent)
         return self._do(self._calls.create(self._query(image, prompt), options, request_id))
 
     def submit_embedding(

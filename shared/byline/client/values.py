@@ -107,6 +107,11 @@ class Answer:
     #: Which additions were searched: of the release's delta, and of the corpus (None: nobody has compared them yet).
     delta_sequence: int = 0
     corpus_sequence: int | None = None
+    #: Distance of the query to the nearest one the student has learnt from, and beyond which it is far from all it
+    #: knows; None where not known.
+    labelled_distance: float | None = None
+    labelled_distance_limit: float | None = None
+    far_from_labelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,9 @@ def answer(message: job_wire.Answer) -> values.Answer:
         evidence_floor=_optional(message, "evidence_floor"),
         delta_sequence=message.delta_sequence,
         corpus_sequence=_optional(message, "corpus_sequence"),
+        labelled_distance=_optional(message, "labelled_distance"),
+        labelled_distance_limit=_optional(message, "labelled_distance_limit"),
+        far_from_labelled=message.far_from_labelled,
     )
 
 

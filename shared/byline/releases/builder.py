@@ -27,6 +27,7 @@ from byline.ranker.head import Head, save_head
 from byline.releases.catalogue import write_catalogue
 from byline.releases.garbage_files import BUILDING, hold
 from byline.releases.golden import GoldenQueries
+from byline.releases.labelled import LABELLED, LabelledPlaces
 from byline.releases.manifest import (
     CALIBRATOR,
     CATALOGUE,
@@ -76,6 +77,7 @@ def build_release(
     index_queries: Features | None = None,
     sketches: SketchParts | None = None,
     refresh: RefreshSection | None = None,
+    labelled: LabelledPlaces | None = None,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
@@ -83,8 +85,9 @@ def build_release(
     time plus digest of the contents. The index is chosen by size and measured recall unless ``index_factory`` names
     one (``byline.index.choice``; it is then that of the sketches, too); the manifest says how it came out. Recall is
     measured with ``index_queries`` [q, d_in], features of real queries, filled up with the items' own where they are
-    few. With ``sketches`` the release serves the ESTIMATED tier. FeatureMismatch when ids, features, sketches and
-    catalogue do not belong together; ReleaseNotEligible when the release exists already. Returns the directory.
+    few. With ``sketches`` the release serves the ESTIMATED tier, with ``labelled`` it tells queries that are far from
+    all labelled ones. FeatureMismatch when ids, features, sketches and catalogue do not belong together;
+    ReleaseNotEligible when the release exists already. Returns the directory.
     """
     ids = np.asarray(item_ids, dtype=np.int64)
     if {item.item_id for item in catalogue} != set(ids.tolist()) or len(catalogue) != len(ids):
@@ -108,6 +111,9 @@ def build_release(
         if sketches is not None:
             section = write_sketches(working, sketches, ids, index_factory)
             names += SKETCH_FILES if sketches.tokens is None else (*SKETCH_FILES, SKETCH_TOKENS)
+        if labelled is not None:
+            labelled.save(working / LABELLED)
+            names += (LABELLED,)
         files = {name: file_entry(working / name) for name in names}
         digests = [files[name].sha256 for name in names]
         manifest = ReleaseManifest(

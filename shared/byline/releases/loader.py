@@ -24,6 +24,7 @@ from byline.index.protocol import NO_ITEM
 from byline.ranker.head import Head, load_head
 from byline.releases.catalogue import read_catalogue
 from byline.releases.golden import GoldenQueries
+from byline.releases.labelled import LABELLED, LabelledPlaces
 from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest, verify_files
 from byline.releases.sketches import ReleaseSketches, open_sketches
 
@@ -49,6 +50,8 @@ class Release:
     calibrator: Mapping[str, Any]
     #: None where the release does not serve the ESTIMATED tier.
     sketches: ReleaseSketches | None = None
+    #: None in releases from before it was kept, or of too few labels: then nothing is said of a query's distance.
+    labelled: LabelledPlaces | None = None
 
     @property
     def release_id(self) -> str:
@@ -111,6 +114,9 @@ def load_release(
         catalogue=read_catalogue(directory / CATALOGUE),
         calibrator=_read_calibrator(directory / CALIBRATOR),
         sketches=open_sketches(directory, manifest, mmap, device),
+        labelled=(
+            LabelledPlaces.load(directory / LABELLED, manifest.feature_dim) if LABELLED in manifest.files else None
+        ),
     )
     _check_fit(release)
     GoldenQueries.load(directory / GOLDEN).check(
