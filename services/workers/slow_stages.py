@@ -14,9 +14,11 @@ from sqlalchemy import Engine
 from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
 from byline.config import Settings
+from byline.db.session import transaction
 from byline.jobs import Claim, Stage
 from byline.jobs.runner import Beat, Outcome, Work
 from byline.jobs.store import JobStore
+from byline.rankings.controls import is_paused
 from byline.rankings.store import RankingStore
 from byline.releases.registry import ReleaseRegistry
 from services.workers.estimation import EstimateStage, OpenReleases
@@ -86,6 +88,13 @@ class SlowStages:
             rankings=RankingStore(self._engine), catalog=self._catalog, bench=bench, blobs=self._blobs,
             scratch=Scratch(settings.cache_dir / "ranking-jobs"), corpus_id=settings.corpus_id, withdrawn=withdrawn,
             teacher=settings.curation_teacher, draws=settings.curation_draws, clock=time.perf_counter,
-            clients_wait=lambda: self._store.anybody_waits((Stage.ESTIMATE, Stage.VERIFY), WAITED_S),
+            clients_wait=lambda: self._ranking_gives_way(settings.model_id),
         )  # fmt: skip
         return bench, {Stage.ESTIMATE: estimate, Stage.VERIFY: verify, Stage.RANK: rank}
+
+    def _ranking_gives_way(self, model_id: str) -> bool:
+        """Whether a client waits, or an operator has paused the model's curation."""
+        if self._store.anybody_waits((Stage.ESTIMATE, Stage.VERIFY), WAITED_S):
+            return True
+        with transaction(self._engine) as connection:
+            return is_paused(connection, model_id)
