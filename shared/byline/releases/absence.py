@@ -128,7 +128,10 @@ def _search(places: Places, ids: Ids, report: AbsenceReport) -> None:
 def _found(data: bytes, ids: Ids, digits: bool) -> int:
     count = 0
     for offset in range(8):
-        numbers = np.frombuffer(data, dtype="<i8", offset=offset, count=max(0, (len(data) - offset) // 8))
+        whole = (len(data) - offset) // 8
+        if whole <= 0:
+            break
+        numbers = np.frombuffer(data, dtype="<i8", offset=offset, count=whole)
         place = np.searchsorted(ids, numbers)
         count += int((ids[np.minimum(place, len(ids) - 1)] == numbers).sum())
     return count + (sum(str(item_id).encode() in data for item_id in ids.tolist()) if digits else 0)
