@@ -91,6 +91,13 @@ class ReleaseNotFound(BylineError):
     code = "NOT_FOUND"
 
 
+class BackupFailed(BylineError):
+    """A backup could not be made, or cannot be restored as it is."""
+
+    reason = "BACKUP_FAILED"
+    code = "FAILED_PRECONDITION"
+
+
 class WorkerNotFound(BylineError):
     """No live worker has this id."""
 

@@ -25,7 +25,7 @@ from byline.client.values import StageStatus, WorkerStatus
 from byline.errors import CallTimedOut
 
 #: Commands of ``byline`` that are verbs of an operator as well.
-SHARED = ("releases", "labels", "curation", "drift", "corpus", "keys", "audit", "doctor", "status")
+SHARED = ("releases", "labels", "curation", "drift", "corpus", "keys", "audit", "backup", "doctor", "status")
 
 
 class AdminGroup(TyperGroup):

@@ -43,6 +43,7 @@ COMMANDS = {
     "audit": CommandEntry("byline.cli.audit", "Look at the audit and check its hash chain."),
     "admin": CommandEntry("byline.cli.admin", "Queues, workers, dead jobs; pause, resume, drain."),
     "doctor": CommandEntry("byline.cli.doctor", "What is wrong with this installation, and what to do."),
+    "backup": CommandEntry("byline.cli.backup", "Make, verify and restore backups."),
     "evaluate": CommandEntry("byline.cli.evaluate", "Held-out quality of heads and raw features."),
     "study": CommandEntry("byline.cli.study", "Features, losses, pruning, teachers, dimensions, labels: the studies."),
     "demo": CommandEntry("byline.cli.demo", "The whole path on real images, with a page to look at."),
