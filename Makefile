@@ -7,7 +7,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-head bench-index bench-lookup study-refresh up down
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-head bench-index bench-lookup bench-swap study-refresh up down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-head: setup ## Our head's trainer beside the published recipe: time and he
 
 bench-lookup: setup ## The fast tier end to end over gRPC at 120k x 768, real servers and services (20 minutes on two quiet cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_lookup
+
+bench-swap: setup ## Ten releases swapped under 50 lookups a second, 120k x 768, real servers and services (15 minutes on two quiet cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_swap
 
 study-refresh: setup ## A simulated year of the loop: shift, artists, active against random labels (15 minutes of one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.refresh --page docs/refresh.md

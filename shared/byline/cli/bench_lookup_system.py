@@ -63,12 +63,14 @@ class BenchRelease:
 
 def make_release(
     folder: Path, corpus: Sequence[TeacherItem], *, items: int, dim: int, queries: int, feature_spec: str,
-    model_directory: Path, index_factory: str | None, seed: int, device: str = "cpu",
+    model_directory: Path, index_factory: str | None, seed: int, device: str = "cpu", mark: str = "",
+    head_seed: int | None = None,
 ) -> BenchRelease:  # fmt: skip
     """Build a release of ``items`` synthetic items under ``folder`` with the builder every release is built with.
 
     ``corpus``: real images; their features are the base of all others (``synthetic_features``), and their pictures are
     the queries that are asked by image. The head is not trained: it projects standardised features to ``dim``.
+    ``mark`` ends the release's name and every caption, ``head_seed`` makes another head of the same corpus.
     """
     import torch
 
@@ -86,10 +88,10 @@ def make_release(
     asked = synthetic_features(base, queries, rng)
     blocks = feature_blocks(extractor.spec.encoders, extractor.dims)
     head = Head(HeadConfig(extractor.dim, blocks, (8,), dim, 0.0, item_prior=False))
-    head.initialise(base, asked, torch.Generator().manual_seed(seed))
+    head.initialise(base, asked, torch.Generator().manual_seed(seed if head_seed is None else head_seed))
     ids = np.sort(rng.choice(1 << 40, items, replace=False))
-    catalogue = [_item(int(item_id), number, corpus) for number, item_id in enumerate(ids)]
-    release_id = f"bench-{items}x{dim}-{(index_factory or 'default').replace(',', '-')}"
+    catalogue = [_item(int(item_id), number, corpus, mark) for number, item_id in enumerate(ids)]
+    release_id = f"bench-{items}x{dim}-{(index_factory or 'default').replace(',', '-')}{mark.strip('[]')}"
     factory = {} if index_factory is None else {"index_factory": index_factory}
     directory = folder / release_id
     if not directory.exists():  # kept by an earlier run
@@ -106,10 +108,11 @@ def make_release(
     )  # fmt: skip
 
 
-def _item(item_id: int, number: int, corpus: Sequence[TeacherItem]) -> Item:
+def _item(item_id: int, number: int, corpus: Sequence[TeacherItem], mark: str) -> Item:
     """An item with a caption and a creator of real length."""
     like = corpus[number % len(corpus)]
-    return Item(item_id, like.caption, creator=f"creator {number % 1000}", licence="CC0", image_sha256="0" * 64)
+    caption = f"{like.caption} {mark}" if mark else like.caption
+    return Item(item_id, caption, creator=f"creator {number % 1000}", licence="CC0", image_sha256="0" * 64)
 
 
 def _png(image: Image.Image) -> bytes:

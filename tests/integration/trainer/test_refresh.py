@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -64,7 +65,8 @@ class World:
         return np.tanh(latent @ self.mix / 3).astype(np.float32)
 
     def labels(self, prompt: str) -> Labels:
-        latent = self.queries.setdefault(prompt, self.rng.normal(size=LATENT))
+        # By the prompt alone: another process knows the same queries.
+        latent = self.queries.setdefault(prompt, np.random.default_rng(zlib.crc32(prompt.encode())).normal(size=LATENT))
         tau = self.items @ (self.weight * latent)
         halves = (tau + 0.2 * tau.std() * self.rng.normal(size=(2, ITEMS))).astype(np.float32)
         return Labels(np.arange(ITEMS), halves.mean(0), np.full(ITEMS, 0.1, np.float32), halves)

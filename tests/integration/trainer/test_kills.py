@@ -1,0 +1,189 @@
+"""kill -9 of the trainer at each of its steps: nothing is half-published, and the next one goes on.
+
+One process imports everything and forks a trainer for each kill: real processes, real signals, one start of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from byline.failpoints import NAMES
+from byline.releases.garbage import GarbageCollector, KeepRule
+from byline.releases.garbage_files import BUILDING, REMOVING
+from byline.releases.loader import load_release
+from byline.releases.manifest import ReleaseManifest
+from byline.releases.registry import ReleaseRegistry, ReleaseState
+
+from .test_refresh import World, _add, engine, world  # noqa: F401 - fixtures
+
+#: A trainer in each of its steps, then the next one: ``POINT NUMBER`` a line; answers ``STATUS``.
+PROGRAM = """
+import importlib.util, os, sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("toy_world", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+sys.modules["toy_world"] = toy
+spec.loader.exec_module(toy)
+from byline.db.session import make_engine
+from byline.releases.garbage import KeepRule
+from services.trainer.observe import Observer
+from services.trainer.schedule import RefreshRule
+from services.trainer.work import TrainerWork
+
+url, folder, queries = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+world = toy.World()
+for number in range(queries):
+    world.labels(f"train {number}")
+for number in range(12):
+    world.labels(f"validation {number}")
+
+
+def train(number):
+    engine = make_engine(url, 3)
+    observer = Observer(engine, "toy", "abu_plus_linear")
+    rule = RefreshRule(1, timedelta(hours=1), timedelta(0))
+    lenient = toy.GateLimits(map_floor=0.0, tolerance=1.0, confidence=0.95)
+    refresher = toy._refresher(engine, world, folder, epochs=2, limits=lenient)
+    work = TrainerWork(engine, "toy", folder / "releases", observer, rule, lambda: refresher,
+                       KeepRule(0, timedelta(0)))
+    outcome = work.run(datetime.now(UTC))
+    return 0 if outcome is None or outcome.activated else 3
+
+
+for line in sys.stdin:
+    point, number = line.split()
+    child = os.fork()
+    if child == 0:
+        os.environ["BYLINE_FAILPOINTS"] = "" if point == "none" else f"{point}=kill"
+        status = 4
+        try:
+            status = train(int(number))
+        finally:
+            os._exit(status)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+POINTS = sorted(name for name in NAMES if name.startswith("trainer."))
+COLLECTING = sorted(name for name in NAMES if name.startswith("releases.gc_"))
+
+
+class Trainers:
+    """Forks trainers, each with at most one failpoint."""
+
+    def __init__(self, url: str, folder: Path, queries: int) -> None:
+        root = str(Path(__file__).resolve().parents[3])
+        path = os.pathsep.join(entry for entry in [root, *sys.path] if entry)
+        self._minutes = 0
+        self._log = folder / "trainers.log"
+        self._log.touch()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(Path(__file__).with_name("test_refresh.py")), url, str(folder),
+             str(queries)], stdin=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=self._log.open("w"), env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def run(self, point: str = "none") -> int:
+        """The exit code of one trainer; -9 if it was killed."""
+        self._minutes += 1
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{point} {self._minutes}\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:  # log lines, then how it ended
+            if line.startswith("ended "):
+                return int(line.split()[1])
+        raise AssertionError(self._log.read_text()[-3000:])
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+def whole(engine, root: Path) -> None:  # noqa: F811
+    """Nothing is half-published: what answers can be loaded, what is visible is whole, what is registered is there."""
+    registry = ReleaseRegistry(engine)
+    active = registry.active("toy")
+    for directory in root.glob("[!.]*"):
+        manifest = ReleaseManifest.read(directory)
+        load_release(directory, expected=manifest)
+    if active is not None:
+        record = registry.get(active.release_id)
+        assert record.state is ReleaseState.ACTIVE
+        load_release(record.directory, expected=record.manifest)
+    states = [record.state for record in registry.list("toy")]
+    assert states.count(ReleaseState.ACTIVE) == (1 if active is not None else 0)
+
+
+@pytest.mark.timeout(300)
+def test_a_trainer_killed_at_any_step_leaves_nothing_half_published_and_the_next_one_goes_on(
+    engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
+):
+    _add(engine, world, "train", range(10))
+    _add(engine, world, "validation", range(12))
+    registry, root = ReleaseRegistry(engine), tmp_path / "releases"
+    queries = 10 + len(POINTS) + 1
+    trainers = Trainers(database_url, tmp_path, queries + 10)
+    try:
+        for number, point in enumerate(["releases.before_rename", *POINTS]):
+            _add(engine, world, "train", range(10 + number, 11 + number))  # a reason to refresh
+            before = registry.active("toy")
+            assert trainers.run(point) == -signal.SIGKILL, point
+            whole(engine, root)
+            assert trainers.run() == 0, f"the trainer after {point}"
+            whole(engine, root)
+            active = registry.active("toy")
+            assert active is not None and (before is None or active.epoch == before.epoch + 1), point
+            assert registry.get(active.release_id).manifest.labels.queries == 23 + number, point
+        unfinished = [r for r in registry.list("toy") if r.state in (ReleaseState.BUILT, ReleaseState.VALIDATED)]
+        assert unfinished == []
+        given_up = [r.reason for r in registry.list("toy") if (r.reason or "").startswith("ABANDONED")]
+        assert sorted(given_up) == [
+            "ABANDONED: its trainer ended before it was judged",
+            "ABANDONED: its trainer ended before it was registered",
+            "ABANDONED: its trainer ended before it was registered",
+        ]
+    finally:
+        trainers.close()
+    # What the killed builder left is found by its lock, whatever its age, and goes with the next collection.
+    assert len(list(root.glob(f"{BUILDING}*"))) == 1
+    GarbageCollector(engine, root, KeepRule(), young_s=0.0).collect("toy", datetime.now(UTC))
+    assert list(root.glob(".*")) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_collection_killed_at_any_step_is_finished_by_the_next_and_never_touches_what_answers(
+    engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
+):
+    _add(engine, world, "train", range(10))
+    _add(engine, world, "validation", range(12))
+    registry, root = ReleaseRegistry(engine), tmp_path / "releases"
+    trainers = Trainers(database_url, tmp_path, 30)
+    try:
+        assert trainers.run() == 0
+        for number, point in enumerate(["none", *COLLECTING]):
+            _add(engine, world, "train", range(10 + number, 11 + number))
+            # The third release makes the first one superfluous: active and previous stay.
+            assert trainers.run(point) == (0 if point == "none" else -signal.SIGKILL), point
+            whole(engine, root)
+        _add(engine, world, "train", range(20, 21))
+        assert trainers.run() == 0
+    finally:
+        trainers.close()
+    active = registry.active("toy")
+    assert active is not None
+    kept = {active.release_id, active.previous_release_id}
+    assert {path.name for path in root.iterdir()} == kept
+    assert not list(root.glob(f"{REMOVING}*"))
+    assert {r.release_id for r in registry.list("toy") if r.collected_at is None} == kept
+
+
