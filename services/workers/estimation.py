@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from byline.catalog.blobs import BlobStore
-from byline.catalog.decode import decode_image
 from byline.errors import InvalidRequest, NoActiveRelease, StageInputMissing, TierNotAvailable
 from byline.index import VectorIndex
 from byline.index.protocol import NO_ITEM
@@ -34,6 +33,7 @@ from byline.releases.holder import ReleaseHolder
 from byline.releases.loader import Release, load_release
 from byline.releases.registry import ReleaseRegistry
 from byline.releases.sketches import ReleaseSketches
+from byline.security.decoding import decode_untrusted
 from byline.teachers import TeacherQuery
 from byline.teachers.token_gradients import TokenGradients
 from services.workers.answer import Answer, estimated_answer, item_ids_of
@@ -168,7 +168,7 @@ class EstimateStage:
     ) -> Answer:
         begun = self._clock()
         beat.progress(0, self._draws)
-        query = TeacherQuery(decode_image(self._blobs.get(image_sha256)), job.prompt)
+        query = TeacherQuery(decode_untrusted(self._blobs.get(image_sha256)), job.prompt)
         decoded = self._clock()
         teacher, tokens = self._bench.sketch_teacher(sketches.basis, sketches.tokens, self._draws, check=beat.check)
         loaded = self._clock()

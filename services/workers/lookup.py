@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from byline.catalog.blobs import BlobStore
-from byline.catalog.decode import decode_image
 from byline.errors import InvalidRequest, ItemWithdrawn, ModelMismatch
 from byline.jobs import Claim, Job, Tier
 from byline.jobs.runner import Beat, Outcome
+from byline.security.decoding import decode_untrusted
 from services.workers.answer import end_of_groups, group_ranks, item_ids_of, retrieved_answer, retrieved_influence
 from services.workers.feature_memory import FeatureMemory
 from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn
@@ -146,7 +146,7 @@ class LookupStage:
 
         def encode() -> NDArray[np.float32]:
             nonlocal decoded
-            image = decode_image(self._blobs.get(sha256), self._max_image_bytes, self._max_image_pixels)
+            image = decode_untrusted(self._blobs.get(sha256), self._max_image_bytes, self._max_image_pixels)
             decoded = self._clock()
             return served.query_row(image, job.prompt)
 

@@ -27,6 +27,7 @@ from byline.errors import BlobNotFound, DatabaseUnavailable, GaveWay, InvalidReq
 from byline.jobs import Claim
 from byline.jobs.runner import Beat, Outcome
 from byline.rankings.store import RankingStore
+from byline.security.decoding import decode_untrusted
 from byline.teachers import Ranking, Teacher, TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.first_order import AbuPlusLinear
@@ -215,7 +216,7 @@ class RankStage:
         asked = self._rankings.query(query_id)
         if asked is None:
             raise InvalidRequest("payload.query_ids", f"no query is recorded as {query_id}")
-        return TeacherQuery(decode_image(self._blobs.get(asked.image_sha256)), asked.prompt)
+        return TeacherQuery(decode_untrusted(self._blobs.get(asked.image_sha256)), asked.prompt)
 
     def _candidates(self, request: RankRequest) -> list[list[Item]]:
         """The items of each query, as asked for and in that order, without those withdrawn since."""

@@ -17,6 +17,7 @@ from byline.errors import InvalidRequest, StageInputMissing
 from byline.jobs import Claim, Job, Stage
 from byline.jobs.runner import Beat, Outcome
 from byline.jobs.store import JobStore
+from byline.security.decoding import decode_untrusted
 from byline.teachers import TeacherItem, TeacherQuery
 from byline.teachers.abu_plus import AbuPlus
 from services.workers.answer import Answer, candidates_of, item_ids_of, verified_answer
@@ -61,7 +62,7 @@ class VerifyStage:
         self._bench.require_revision(retrieved["model_revision"], "the retrieved answer")
         candidates = candidates_of(retrieved, limit=job.candidates, excluded=self._withdrawn())
         beat.progress(0, len(candidates))
-        query = TeacherQuery(decode_image(self._blobs.get(job.image_sha256)), job.prompt)
+        query = TeacherQuery(decode_untrusted(self._blobs.get(job.image_sha256)), job.prompt)
         items = [
             TeacherItem(int(one["item_id"]), decode_image(self._blobs.get(one["image_sha256"])), one["caption"])
             for one in candidates

@@ -16,12 +16,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from byline.catalog.blobs import BlobStore, sha256_hex
-from byline.catalog.decode import decode_image
 from byline.catalog.items import ITEM_ID_MASK, Item, derive_item_id
 from byline.catalog.look import Look, look_of
 from byline.catalog.sources import Broken, Candidate, creator_of, open_source
 from byline.catalog.store import CatalogStore
 from byline.errors import ImageTooLarge, ImageUndecodable
+from byline.security.decoding import decode_untrusted
 
 _BATCH = 512
 _MAX_CAPTION = 4_000
@@ -128,7 +128,7 @@ def _ingest_batch(
 
 def _look(data: bytes) -> Look:
     try:
-        return look_of(decode_image(data))
+        return look_of(decode_untrusted(data))
     except (ImageUndecodable, ImageTooLarge) as error:
         raise _SkippedError(error.message) from error
 

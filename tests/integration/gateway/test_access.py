@@ -111,7 +111,8 @@ def test_a_request_that_names_a_project_is_checked_against_the_keys_project() ->
         body = source.split(f"message {message.name} {{", 1)[1].split("\n}", 1)[0]
         fields = [block for block in body.split(";") if " parent =" in block or " name =" in block]
         names_project = any("`projects/" in block for block in fields)
-        assert bool(ACCESS[full_name].project) == names_project, full_name
+        if full_name in ACCESS:  # the test above names those that are not
+            assert bool(ACCESS[full_name].project) == names_project, full_name
 
 
 def test_no_key_no_answer_and_every_bad_key_is_refused_in_the_same_words(keyed: Keyed) -> None:

@@ -405,7 +405,7 @@ def test_a_picture_asked_for_again_is_not_decoded_again_and_answered_alike(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("services.workers.lookup.decode_image", never)
+    monkeypatch.setattr("services.workers.lookup.decode_untrusted", never)
     again, other = world.job(top_k=2), world.job(prompt="another prompt")
     assert world.run(again) is RunOutcome.COMPLETED
     assert world.answer(again)["influences"] == world.answer(first)["influences"][:2]
