@@ -93,7 +93,7 @@ def build_world(root: Path, engine: Engine, blobs: BlobStore, corpus: Path, seed
             item_ids=np.array([item.item_id for item in items[part]], dtype=np.int64), item_features=features[part],
             catalogue=items[part], calibrator={}, metrics={"map": 0.1}, parent="r1" if number == 2 else None,
             labels={"queries": 0, "digest": ""}, teacher_id="none", golden_features=features[:2],
-            created_at=datetime(2026, 1, number, tzinfo=UTC), git_sha="",
+            created_at=datetime.now(UTC), git_sha="",  # young: the trainer's garbage collection must leave it
             sketches=_sketches(root / "model" / "sketches", fitted) if number == 1 else None,
         )  # fmt: skip
         registry.register(ReleaseManifest.read(directory), directory)

@@ -16,7 +16,7 @@ from typing import Any
 from byline.chaos.build import TinyWorld
 from byline.chaos.checker import Verdict, check
 from byline.chaos.collect import collect
-from byline.chaos.faults import Attack, faults, inject
+from byline.chaos.faults import FAILED, Attack, faults, inject
 from byline.chaos.history import Fault, History
 from byline.chaos.load import Load
 from byline.chaos.plan import Ask
@@ -60,6 +60,8 @@ def attack(
     begun = clock()
     done: list[Fault] = []
     load.start()
+    load.allow(1 / (4 * len(chosen)))
+    system.until(lambda: load.acknowledged or load.finished, "the first acknowledgement", rest_within_s)
     for number, name in enumerate(chosen, start=1):
         load.allow(number / len(chosen))
         log.info("attacking", fault=name, number=number, of=len(chosen), acknowledged=len(load.acknowledged))
@@ -106,6 +108,7 @@ def _figures(system: System, load: Load, history: History, verdict: Verdict) -> 
         "attempts_taken_back": sum(change.reason == "LEASE_EXPIRED" for change in history.changes),
         "claims": sum(change.after == "RUNNING" for change in history.changes),
         "refused_or_failed_calls": dict(load.refusals),
+        "faults_failed": sum(fault.note.startswith(FAILED) for fault in history.faults),
         "ended_by_themselves": dict(system.unexpected_ends),
         "faults": [
             {"name": fault.name, "seconds": round(fault.ended - fault.began, 1), "kills": fault.kills,

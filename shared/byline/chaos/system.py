@@ -50,7 +50,8 @@ PATIENCE_S = 300.0
 class System:
     """Servers and services under ``root``; ``engine`` looks behind the API.
 
-    Start and stop from one thread that lives as long as they shall: the kernel stops them when it dies.
+    Nothing is tied to this process's life by the kernel: that needs code between fork and exec, which crashes now and
+    then (SIGSEGV) where gRPC's threads run in the same process. Call ``stop``.
     """
 
     root: Path
@@ -75,7 +76,6 @@ class System:
             self.processes[name] = ServerProcess.start(
                 name, [sys.executable, "-m", *bent, *COMMANDS[name]], log=self.root / f"{name}.log", cwd=self.root,
                 environment={**self.environment, **({VARIABLE: failpoints} if failpoints else {})},
-                die_with_parent=True,
             )  # fmt: skip
 
     def kill(self, name: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         held = "every promise held" if verdict.passed else f"{len(verdict.violations)} VIOLATIONS"
         print(f"{verdict.jobs} jobs, {verdict.answers} answers read: {held}")
         return 0 if verdict.passed else 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="byline-chaos-"))
     try:
@@ -94,10 +96,10 @@ def settings(folder: Path) -> Mapping[str, str]:
     values = {
         "model_id": MODEL_ID, "corpus_id": CORPUS_ID, "model_directory": folder / "model", "feature_spec": FEATURES,
         "lease_seconds": LEASE_S, "max_attempts": 20, "verify_draws": 16, "estimate_draws": 16,
-        "lookup_queue_bound": 1000, "verification_queue_bound": 100,
+        "lookup_queue_bound": 1000, "verification_queue_bound": 100, "canary_seconds": 10,
         "curation_target_open": 1, "curation_batch": 2, "curation_candidates": 8, "curation_draws": 8,
-        "curation_sampling_steps": 2, "curation_max_rankings": 60,
-        "trainer_min_new_rankings": 4, "trainer_interval_seconds": 60, "trainer_poll_seconds": 3, "trainer_epochs": 2,
+        "curation_sampling_steps": 2, "curation_max_rankings": 200,
+        "trainer_min_new_rankings": 12, "trainer_interval_seconds": 120, "trainer_poll_seconds": 3, "trainer_epochs": 2,
         # Candidates are built, written and refused: what answers is for the run to decide.
         "gate_map_floor": 1.0,
     }  # fmt: skip
