@@ -1,0 +1,148 @@
+"""Jobs of clients that opted in become labels and drift samples, once each; every ranking is measured once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, select, text, update
+
+from byline.catalog.blobs import BlobStore
+from byline.db.session import transaction
+from byline.drift import open_alarm
+from byline.jobs.states import Tier
+from byline.rankings.controls import CurationControl
+from byline.rankings.curated import add_choice, labels_made, measured_rows, reliability_rows, repeatable
+from byline.rankings.labelled import load_splits
+from byline.rankings.store import RankingStore
+from services.curation.loop import Curator
+from services.curation.plan import PlannedQuery
+from services.curation.produce import Labelling
+from services.curation.prompts import live_seed
+
+from .conftest import (
+    EXACT,
+    LINEAR,
+    MODEL,
+    TABLES,
+    PerfectHead,
+    ask,
+    count,
+    intake,
+    labelled,
+    measurer,
+    producer,
+    rank_all,
+)
+
+
+def test_only_jobs_of_clients_that_opted_in_are_looked_at_and_each_once(engine: Engine, blobs: BlobStore) -> None:
+    for consent in (True, False):
+        ask(engine, blobs, f"kite {consent}", consent=consent)
+        ask(engine, blobs, f"verified {consent}", consent=consent, tier=Tier.VERIFIED)
+    taking, everything = intake(engine, blobs), CurationControl(drift_share=1.0)
+    assert (taking.step(everything), taking.step(everything)) == (1, 0)
+    [label] = RankingStore(engine).load(MODEL, EXACT)
+    assert label.prompt == "verified True" and label.source == "live" and len(label.item_ids) == 8
+    samples = taking.samples(10, frozenset({("verified True", live_seed(label.image_sha256))}))
+    assert [one.prompt for one in samples] == ["kite True"] and samples[0].release_id == "r1"
+    assert count(engine, "live_intake", state="void") == 1  # the one that has a label now
+    assert {one.prompt for one in taking.possible(10)} == {"kite True", "verified True"}
+
+
+def test_a_share_of_the_lookups_is_sampled_the_same_whoever_asks(engine: Engine, blobs: BlobStore) -> None:
+    for number in range(60):
+        ask(engine, blobs, f"kite {number}")
+    taking = intake(engine, blobs)
+    taking.step(CurationControl(drift_share=0.3))
+    taking.step(CurationControl(drift_share=0.3))
+    assert 6 <= count(engine, "live_intake") <= 32
+    taking.step(CurationControl(drift_share=0.0))
+    taking.step(CurationControl(drift_share=1.0))
+    assert count(engine, "live_intake") == 60
+
+
+def test_a_clients_label_keeps_the_split_of_what_it_repeats_and_names_no_withdrawn_item(
+    engine: Engine, blobs: BlobStore
+) -> None:
+    ask(engine, blobs, "A frozen test-prompt", tier=Tier.VERIFIED)
+    ask(engine, blobs, "thing 100!", tier=Tier.VERIFIED)
+    assert intake(engine, blobs, frozenset({100})).step(CurationControl()) == 2
+    splits = load_splits(RankingStore(engine), MODEL, "abu_plus_linear+output_norm")
+    assert [one.prompt for one in splits.train] == ["thing 100!"] and not splits.test and not splits.validation
+    assert 100 not in splits.train[0].item_ids and len(splits.train[0].item_ids) == 7
+
+
+def test_a_sampled_lookup_is_ranked_and_measured_against_the_release_that_answered_it(
+    engine: Engine, blobs: BlobStore
+) -> None:
+    labelled(engine, blobs, ["kite", "boat"])
+    now = datetime.now(UTC)
+    measuring = measurer(engine, PerfectHead(), now)
+    assert (measuring.step(), measuring.step()) == (2, 0)
+    with transaction(engine) as connection:
+        rows = measured_rows(connection, MODEL, ["drift"], now - timedelta(days=1))
+        kept = connection.execute(text("SELECT lost, missed, release_id FROM label_measures")).all()
+    assert [row.overlap for row in rows] == [1.0, 1.0] and rows[0].spearman == pytest.approx(1.0)
+    assert all(row.release_id == "r1" and 0 <= row.lost <= 1 and row.missed >= 0 for row in kept)
+
+
+def test_a_fall_raises_one_alarm_until_somebody_has_dealt_with_it(engine: Engine, blobs: BlobStore) -> None:
+    now = datetime.now(UTC)
+    labelled(engine, blobs, [f"kite {number}" for number in range(6)])
+    measurer(engine, PerfectHead(), now).step()
+    with transaction(engine) as connection:  # that was the day before yesterday
+        connection.execute(update(TABLES["label_measures"]).values(at=now - timedelta(days=2)))
+    labelled(engine, blobs, [f"boat {number}" for number in range(6)])
+    fallen = measurer(engine, PerfectHead(flipped=True), now + timedelta(hours=1))
+    assert fallen.step() == 6
+    for _ in range(2):
+        assert fallen.watch()
+    with transaction(engine) as connection:
+        alarm = open_alarm(connection, MODEL)
+        assert alarm is not None and "fell from 1.000" in alarm.reason
+        connection.execute(text("UPDATE drift_alarms SET closed_at = now(), closed_by = 'release r2'"))
+    assert fallen.watch()  # the fall is still there, but whoever closed it has a window's time
+    with transaction(engine) as connection:
+        assert open_alarm(connection, MODEL) is None
+
+
+def test_a_repeat_measures_the_labels_and_is_no_label(engine: Engine, blobs: BlobStore) -> None:
+    labelled(engine, blobs, ["kite", "boat"])
+    making = producer(engine, blobs)
+    with transaction(engine) as connection:
+        found = repeatable(connection, MODEL, "abu_plus_linear+output_norm", 10, "draw")
+        assert labels_made(connection, MODEL) == (2, 0)
+    assert len(found) == 2
+    job = making.store.find(making.repeat(found))
+    assert job is not None and job.payload["teacher_settings"]["seed"] == Labelling("", 0, {}).repeat_seed
+    assert rank_all(engine, noise=0.05) == 1
+    assert measurer(engine, PerfectHead(), datetime.now(UTC)).step() == 4
+    with transaction(engine) as connection:
+        assert labels_made(connection, MODEL) == (2, 2)
+        assert repeatable(connection, MODEL, "abu_plus_linear+output_norm", 10, "draw") == []
+        reliability = reliability_rows(connection, MODEL)
+    assert len(reliability) == 2 and all(0.7 < overlap <= 1.0 for overlap, _ in reliability)
+    store = RankingStore(engine)
+    assert len(store.load(MODEL, LINEAR)) == 2 and store.teachers(MODEL) == {LINEAR: 2}
+    assert sum(store.counts(MODEL).values()) == 2
+
+
+def test_a_paused_curator_asks_for_nothing_and_a_full_budget_neither(engine: Engine, blobs: BlobStore) -> None:
+    making = producer(engine, blobs)
+    plan = [PlannedQuery(f"kite {n}", n, n, "train") for n in range(4)]
+    for control, allowance in ((CurationControl(paused=True), 8), (CurationControl(), 0)):
+        curator = Curator(making, lambda: plan, lambda: 0, lambda: 0, target_open=2, max_rankings=10,
+                          control=lambda control=control: control,  # type: ignore[misc]
+                          allowance=lambda _control, _count, allowance=allowance: allowance)  # type: ignore[misc]
+        assert not curator.tick()
+    assert count(engine, "jobs") == 0
+
+
+def test_the_first_reason_for_a_query_stays(engine: Engine, blobs: BlobStore) -> None:
+    making = producer(engine, blobs)
+    making.produce([PlannedQuery("kite", 1, 1, "train", chosen_for="far")])
+    with transaction(engine) as connection:
+        query_id = connection.execute(select(TABLES["queries"].c.id)).scalar_one()
+        add_choice(connection, query_id, MODEL, "uniform", 0.5, None)
+    assert count(engine, "query_choices", chosen_for="far") == 1
