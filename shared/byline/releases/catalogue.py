@@ -6,7 +6,8 @@ they were when the release was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,14 +35,63 @@ def write_catalogue(path: Path, items: Iterable[Item]) -> None:
     pq.write_table(pa.table(columns, schema=_SCHEMA), path)
 
 
-def read_catalogue(path: Path) -> dict[int, Item]:
+#: Items kept once made: those that are found are found again.
+_REMEMBERED = 16_384
+
+
+class Catalogue(Mapping[int, Item]):
+    """Items by id, in ascending order, each made when it is asked for.
+
+    100,000 items as Python objects take more than a second to make, in which the interpreter has little time for
+    anybody else, and most of a worker's memory: a release that is loaded beside the one that answers must not be felt.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """``table``: of the schema above, ordered by id. ValueError if it is not, or an id stands twice."""
+        whole = table.combine_chunks()
+        self._columns = [
+            (name, whole.column(name).chunk(0) if len(whole) else whole.column(name)) for name in whole.column_names
+        ]
+        self._ids = np.asarray(whole.column("item_id").to_numpy(), dtype=np.int64)
+        self._made: dict[int, Item] = {}
+        if len(self._ids) and (self._ids[0] < 0 or (np.diff(self._ids) <= 0).any()):
+            raise ValueError("the ids are not in ascending order")
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """[n], ascending."""
+        return self._ids
+
+    def __getitem__(self, item_id: int) -> Item:
+        item = self._made.get(item_id)
+        if item is None:
+            if len(self._made) >= _REMEMBERED:
+                self._made = {}
+            item = self._made[item_id] = self._make(item_id)
+        return item
+
+    def _make(self, item_id: int) -> Item:
+        place = bisect_left(self._ids, item_id)  # a comparison of numbers each: numpy's own search costs more
+        if place == len(self._ids) or self._ids[place] != item_id:
+            raise KeyError(item_id)
+        row = {name: column[place].as_py() for name, column in self._columns}
+        row["keywords"] = tuple(row["keywords"] or ())
+        return Item(**row)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def read_catalogue(path: Path) -> Catalogue:
     """Items by id, in ascending order. ReleaseCorrupt when the file is broken or of another shape."""
     try:
-        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
-        items = [Item(**{**row, "keywords": tuple(row["keywords"] or ())}) for row in rows]
+        # One thread: whoever answers from another release meanwhile needs the others.
+        return Catalogue(pq.read_table(path, schema=_SCHEMA, use_threads=False))
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise ReleaseCorrupt(f"{path.name} cannot be read as a catalogue", file=path.name) from error
-    return {item.item_id: item for item in items}
 
 
 def catalogue_ids(path: Path) -> NDArray[np.int64]:
