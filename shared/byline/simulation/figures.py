@@ -46,13 +46,13 @@ def markdown(found: Mapping[str, Any]) -> str:
         for arm, a in against.items():
             for when, level in a["levels"].items():
                 curve = level["on_mean_curve"]
-                rows.append([_NAMES[arm], when.replace("_", " "), _n(level["level"]), _signed(a["year"]),
-                             _signed(a["first_half"] if when != "end" else a["second_half"]),
+                rows.append([_NAMES[arm], when.replace("_", " "), _n(level["level"]),
                              f"{_or(curve['own'])} / {_or(curve['random'])}",
                              f"{level['reached']} of {level['of']}", _n(level["saved"], 1)])  # fmt: skip
-        parts.append(_table(["against random", "random's level", "mAP", "difference, year", "difference, that half",
-                             "labels to reach it, own / random (mean curves)", "seeds that reach it",
-                             "labels saved, seed by seed"], rows))
+        parts.append(_table(["against random", "random's level", "mAP", "labels to reach it, own / random (mean curve)",
+                             "seeds that reach it", "labels saved, seed by seed"], rows))
+        if seeds > 1:
+            parts.append(" ".join(_verdict(arm, a) for arm, a in against.items()))
     return "\n\n".join(parts)
 
 
@@ -140,8 +140,15 @@ def _n(figure: Mapping[str, Any], digits: int = 3) -> str:
     return f"{figure['mean']:.{digits}f}{error}"
 
 
-def _signed(figure: Mapping[str, Any]) -> str:
-    return ("+" if (figure["mean"] or 0) >= 0 else "") + _n(figure, 4)
+def _verdict(arm: str, against: Mapping[str, Any]) -> str:
+    """Whether an arm beats random, from the interval over seeds."""
+    parts = []
+    for when in ("year", "first_half", "second_half"):
+        found = against[when]
+        verdict = "better than" if found["low"] > 0 else "worse than" if found["high"] < 0 else "not told from"
+        parts.append(f"{when.replace('_', ' ')}: {verdict} random, {found['mean']:+.4f} [{found['low']:+.4f}, "
+                     f"{found['high']:+.4f}], above it in {found['above']} of {found['n']} seeds")  # fmt: skip
+    return f"*{arm}*, mean mAP of its weeks: {'; '.join(parts)}."
 
 
 def _counts(counts: Mapping[str, int]) -> str:

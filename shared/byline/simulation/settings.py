@@ -40,7 +40,7 @@ class YearSettings:
     """
 
     subjects: tuple[Subject, ...] = (
-        Subject(("minilm", "denoiser")), Subject(("minilm", "gradient"), (ACTIVE, RANDOM), 1),
+        Subject(("minilm", "denoiser"), seeds=5), Subject(("minilm", "gradient"), (ACTIVE, RANDOM), 1),
     )
     weeks: int = 52
     join_week: int = 13

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from byline.drift.windows import mean_of
 from byline.simulation.settings import RANDOM, YearSettings
 
 Row = Mapping[str, Any]
 #: Weeks a level is averaged over, and must hold for.
 SPAN = 4
+#: Below it the head of all labels is no better than the one that was kept, and a share of the gap means nothing.
+LEAST_GAP = 0.02
 
 
 def figure(values: Sequence[float] | npt.NDArray[np.floating]) -> dict[str, float | int | None]:
@@ -27,6 +30,14 @@ def figure(values: Sequence[float] | npt.NDArray[np.floating]) -> dict[str, floa
         return {"mean": None, "error": None, "n": 0}
     error = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None
     return {"mean": float(found.mean()), "error": error, "n": len(found)}
+
+
+def paired(differences: npt.NDArray[np.float64]) -> dict[str, float | int | None]:
+    """Mean difference over seeds, its 95 % interval (Student's t; None for one seed), seeds above zero."""
+    found = mean_of(differences.tolist())
+    sure = found.n > 1
+    return figure(differences) | {"low": found.low if sure else None, "high": found.high if sure else None,
+                                  "above": int((differences > 0).sum())}  # fmt: skip
 
 
 def series(years: Sequence[Row], name: str) -> npt.NDArray[np.float64]:
@@ -58,7 +69,7 @@ def _arm(years: Sequence[Row], settings: YearSettings) -> dict[str, Any]:
     end = quality[:, spans["end"]].mean(1)
     out: dict[str, Any] = {name: figure(quality[:, part].mean(1)) for name, part in spans.items()}
     out |= {"frozen_end": figure(frozen), "all_labels_end": figure(full),
-            "gap_closed": figure((end - frozen) / (full - frozen)),
+            "gap_closed": figure(np.where(full - frozen > LEAST_GAP, (end - frozen) / (full - frozen), np.nan)),
             "overlap": {name: figure(series(years, "overlap")[:, part].mean(1)) for name, part in spans.items()},
             "newcomers_found": figure(series(years, "newcomers_found")[:, -1]),
             "train_labels": int(years[0]["weeks"][-1]["train"]), "labels": int(years[0]["weeks"][-1]["labels"]),
@@ -103,9 +114,9 @@ def _against(years: Sequence[Row], random: Sequence[Row], settings: YearSettings
         levels[name] = {"level": figure(theirs[:, part].mean(1)), "labels": reached, "saved": figure(saved),
                         "reached": len([a for a in reached["own"] if a is not None]), "of": len(pairs),
                         "on_mean_curve": _mean_curve(pairs, mine, theirs, part, start)}  # fmt: skip
-    return {"year": figure(difference.mean(1)), "first_half": figure(difference[:, 1:shift].mean(1)),
-            "second_half": figure(difference[:, shift:].mean(1)),
-            "end": figure(difference[:, spans["end"]].mean(1)), "levels": levels}  # fmt: skip
+    return {"year": paired(difference.mean(1)), "first_half": paired(difference[:, 1:shift].mean(1)),
+            "second_half": paired(difference[:, shift:].mean(1)),
+            "end": paired(difference[:, spans["end"]].mean(1)), "levels": levels}  # fmt: skip
 
 
 def _mean_curve(pairs: Sequence[tuple[Row, Row]], mine: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64],
