@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -100,8 +101,8 @@ class Beat:
 Work = Callable[[Claim, Beat], Outcome | Mapping[str, Any]]
 
 
-#: Progress is written this often while it moves, so that a watcher of a slow stage sees it move (and a
-#: cancellation is noticed as soon); without progress only the heartbeat writes.
+#: Progress is written this often while it moves, so that a watcher of a slow stage sees it move; without progress only
+#: the heartbeat writes. As often a cancellation is looked for.
 PROGRESS_S = 1.0
 
 
@@ -198,6 +199,9 @@ class StageRunner:
             if ended.is_set():
                 return
             if not woken and beat.counts == sent and self._clock() < due:
+                # A stage that reports no progress for a while (a model is loaded) must hear of its cancellation, too.
+                with suppress(DatabaseUnavailable):
+                    beat.cancelled |= self._store.cancel_requested(claim)
                 continue
             done, total = sent = beat.counts
             due = self._clock() + self._heartbeat_s

@@ -201,6 +201,12 @@ class JobStore:
         with transaction(self._engine) as connection:
             return leases.heartbeat(connection, claim, done, total, lease_s)
 
+    def cancel_requested(self, claim: Claim) -> bool:
+        """Whether this claim's job is to be stopped. Writes nothing: for looking more often than the lease needs."""
+        statement = select(JOBS.c.cancel_requested_at).where(JOBS.c.id == claim.job.id, JOBS.c.fence == claim.fence)
+        with single_statements(self._engine) as connection:
+            return connection.execute(statement).scalar() is not None
+
     def complete(
         self, claim: Claim, result: Mapping[str, Any], also: Callable[[Connection], None] | None = None
     ) -> Job:

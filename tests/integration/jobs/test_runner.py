@@ -111,6 +111,19 @@ def test_a_cancelled_stage_stops_at_its_next_check(runner, store, new_job):
     assert store.find(job.id).state is State.CANCELLED
 
 
+def test_a_stage_without_progress_hears_of_its_cancellation_long_before_the_next_heartbeat(store, new_job):
+    job, _ = store.create(new_job())
+
+    def work(claim, beat):
+        store.cancel("p", job.id)
+        until_it_raises(beat)
+
+    begun = time.monotonic()
+    outcome = StageRunner(store, "w", 3600, time.monotonic, heartbeat_s=1200).run(job.id, Stage.LOOKUP, work)
+    assert outcome is RunOutcome.CANCELLED and store.find(job.id).state is State.CANCELLED
+    assert time.monotonic() - begun < 30, "seconds, not a third of the lease"
+
+
 def test_a_stage_whose_lease_was_lost_stops_and_writes_nothing(runner, store, new_job, let_pass):
     job, _ = store.create(new_job())
 

@@ -1,4 +1,9 @@
-"""The job store against a small model: whatever the order of calls, both agree (Hypothesis, real Postgres)."""
+"""The job store against a small model: whatever the order of calls, both agree (Hypothesis, real Postgres).
+
+Every way a job can be taken, kept, ended, lost and taken back is a rule: alone and in batches, by doorbells that come
+again, after leases that ran out, after a crash of Postgres that forgot a claim. Promises 1 to 4 are what must hold at
+every step, and the checker of the chaos runs reads the events at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from byline.errors import BylineError, IllegalTransition, JobNotCancellable, LeaseLost
+from byline.chaos.checker import check
+from byline.chaos.collect import collect
+from byline.chaos.history import Acknowledged, History
+from byline.errors import BylineError, IllegalTransition, JobNotCancellable, JobNotRetryable, LeaseLost
 from byline.jobs import TERMINAL, Claim, NewJob, Stage, State, Tier, Verification, check_transition, next_stage
 from byline.jobs.store import JobStore
 
@@ -28,6 +36,9 @@ class Model:
     stage: Stage = Stage.LOOKUP
     attempt: int = 0
     fence: int = 0
+    owner: str | None = None
+    dead: bool = False
+    request: str = ""
     lease_over: bool = False
     waiting: bool = False
     results: dict[Stage, int] = field(default_factory=dict)
@@ -40,7 +51,12 @@ class Model:
 
     def held_by(self, claim: Claim) -> bool:
         live = self.state in (State.RUNNING, State.CANCELLING)
-        return live and self.fence == claim.fence and self.stage is claim.stage
+        mine = self.fence == claim.fence and self.owner == claim.worker_id
+        return live and mine and self.stage is claim.stage
+
+    def claimed_by(self, worker: str) -> None:
+        self.state, self.lease_over, self.owner = State.RUNNING, False, worker
+        self.attempt, self.fence = self.attempt + 1, self.fence + 1
 
     def end_failed(self) -> None:
         if self.stage is not Stage.LOOKUP and self.verification is Verification.BEST_EFFORT:
@@ -52,6 +68,7 @@ class Model:
     def retry(self) -> None:
         if self.attempt >= MAX_ATTEMPTS:
             self.end_failed()
+            self.dead = self.state is State.FAILED
         else:
             self.state, self.waiting = State.QUEUED, True
 
@@ -81,8 +98,22 @@ def store_machine(store: JobStore, engine) -> type[RuleBasedStateMachine]:
             job, created = store.create(new)
             assert created
             assert store.create(new) == (job, False)
-            self.models[job.id] = Model(tier, verification)
+            self.models[job.id] = Model(tier, verification, request=new.request_id)
             return job.id
+
+        @rule(target=jobs, job_id=jobs)
+        def retry_the_dead(self, job_id):
+            model = self.models[job_id]
+            if not model.dead:
+                with pytest.raises(JobNotRetryable):
+                    store.retry_dead(job_id)
+                return multiple()
+            again = store.retry_dead(job_id)
+            assert store.retry_dead(job_id).id == again.id, "trying again twice makes one job"
+            if again.id in self.models:
+                return multiple()
+            self.models[again.id] = Model(model.tier, model.verification, request=again.request_id)
+            return again.id
 
         @rule(target=claims, job_id=jobs, stage=st.sampled_from([None, None, None, *Stage]), worker=st.integers(0, 2))
         def claim(self, job_id, stage, worker):
@@ -92,10 +123,55 @@ def store_machine(store: JobStore, engine) -> type[RuleBasedStateMachine]:
             assert (claim is not None) == model.claimable(stage)
             if claim is None:
                 return multiple()
-            model.state, model.lease_over = State.RUNNING, False
-            model.attempt, model.fence = model.attempt + 1, model.fence + 1
+            model.claimed_by(f"w{worker}")
             assert claim.fence == model.fence
             return claim
+
+        @rule(target=claims, worker=st.integers(0, 2), most=st.integers(1, 3))
+        def take_what_waits(self, worker, most):
+            waiting = {
+                job_id for job_id, model in self.models.items() if model.state is State.QUEUED and model.attempt == 0
+                and model.stage is Stage.LOOKUP and not model.waiting
+            }  # fmt: skip
+            taken = store.claim_waiting(Stage.LOOKUP, f"w{worker}", 3600, None, most)
+            assert len(taken) == min(most, len(waiting))
+            assert {claim.job.id for claim in taken} <= waiting
+            for claim in taken:
+                self.models[claim.job.id].claimed_by(f"w{worker}")
+            return multiple(*taken)
+
+        @rule(several=st.lists(claims, min_size=1, max_size=4))
+        def complete_together(self, several):
+            first = several[0]
+            mine = {
+                claim.job.id: claim for claim in several
+                if (claim.stage, claim.worker_id) == (first.stage, first.worker_id)
+            }  # fmt: skip
+            expected = {
+                job_id for job_id, claim in mine.items() if self.models[job_id].held_by(claim)
+                and self.models[job_id].state is State.RUNNING and next_stage(claim.stage, claim.job.tier) is None
+            }  # fmt: skip
+            done = [(claim, {"fence": claim.fence}, ()) for claim in mine.values()]
+            assert store.complete_last(done) == expected
+            for job_id in expected:
+                self.models[job_id].results[first.stage] = mine[job_id].fence
+                self.models[job_id].state = State.SUCCEEDED
+
+        @rule(job_id=jobs)
+        def let_a_crash_of_postgres_forget_the_claim(self, job_id):
+            """Claims are not flushed: the last one may be gone, with its event, and its fence is given out again."""
+            model = self.models[job_id]
+            last = store.events(job_id)[-1]
+            if model.state is not State.RUNNING or (last.from_state, last.to_state) != (State.QUEUED, State.RUNNING):
+                return
+            self._sql(
+                "UPDATE jobs SET state = 'QUEUED', attempt = attempt - 1, fence = fence - 1, lease_owner = NULL,"
+                " lease_until = NULL WHERE id = :id", id=job_id,
+            )  # fmt: skip
+            of_it = "(SELECT max(id) FROM job_events WHERE job_id = :id)"
+            self._sql(f"DELETE FROM job_events WHERE id = {of_it}", id=job_id)
+            model.state, model.attempt, model.fence = State.QUEUED, model.attempt - 1, model.fence - 1
+            model.owner, model.lease_over, model.waiting = None, False, False
 
         @rule(claim=claims)
         def heartbeat(self, claim):
@@ -221,6 +297,12 @@ def store_machine(store: JobStore, engine) -> type[RuleBasedStateMachine]:
                 assert (job.end_time is not None) == (job.state in TERMINAL)
 
         def teardown(self):
+            told = [
+                Acknowledged(model.request, "p", str(job_id), 0.0)
+                for job_id, model in self.models.items() if model.state in TERMINAL
+            ]  # fmt: skip
+            verdict = check(History.of([*told, *collect(engine)], {}))
+            assert not [found for found in verdict.violations if found.promise in (1, 2, 3, 4)]
             for job_id, model in self.models.items():
                 events = store.events(job_id)
                 for before, after in zip([None, *events], events, strict=False):
