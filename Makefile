@@ -7,7 +7,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-head bench-index bench-lookup bench-swap study-refresh up down
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-corpus bench-head bench-index bench-lookup bench-swap study-refresh up down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ demo: setup ## The whole path on real images; writes reports/demo/index.html
 
 bench-teacher: setup ## The teacher beside its published form: cost at equal agreement (25 minutes on one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_teacher
+
+bench-corpus: setup ## A thousand items added to a running system: seconds until they are found
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_corpus
 
 bench-index: setup ## Index tiers beside the bare FAISS call and plain scans, 10k and 100k embeddings (20 minutes on one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_index

@@ -79,8 +79,7 @@ class LookupStage:
         delta = None if self._deltas is None else self._deltas.of(release.release_id)
         apart = job.payload.get("copies") == APART
         hits = self._found(release, delta, embedding, wanted, calibrator.depth, apart)
-        items = [_item(hit, release, delta) for hit in hits]
-        groups = [item.near_duplicate_group for item in items]
+        groups = _groups(hits, release, delta)
         listed, ranks = end_of_groups(groups, wanted, apart), group_ranks(groups, apart)
         scores = [hit.score for hit in hits]
         probabilities = calibrator.probabilities(scores)
@@ -88,7 +87,9 @@ class LookupStage:
         timings["total"] = 1e3 * (self._clock() - begun)
         answer = retrieved_answer(
             [
-                retrieved_influence(items[n], rank=ranks[n], cosine=scores[n], probability=probabilities[n])
+                retrieved_influence(
+                    _item(hits[n], release, delta), rank=ranks[n], cosine=scores[n], probability=probabilities[n]
+                )
                 for n in range(listed)
             ],
             top_k=job.top_k,
@@ -120,8 +121,7 @@ class LookupStage:
         k = max(wanted if apart else 2 * wanted, depth)
         while True:
             hits = release.search_embedding(embedding, k, withdrawn, added)
-            groups = {_item(hit, release, delta).near_duplicate_group for hit in hits}
-            if apart or len(groups) >= wanted or len(hits) < k or k >= _DEEPEST * wanted:
+            if apart or len(set(_groups(hits, release, delta))) >= wanted or len(hits) < k or k >= _DEEPEST * wanted:
                 return hits
             k = min(4 * k, max(_DEEPEST * wanted, depth))
 
@@ -165,6 +165,15 @@ def _item(hit: Hit, release: Release, delta: Delta | None) -> Item:
     """The item of a hit, as it was when release or delta was made."""
     found = release.catalogue.get(hit.item_id)
     return found if found is not None or delta is None else delta.catalogue[hit.item_id]
+
+
+def _groups(hits: Sequence[Hit], release: Release, delta: Delta | None) -> list[int]:
+    """The near-duplicate groups of hits, in their order; only what is listed is worth making an item of."""
+    groups: list[int] = release.catalogue.groups(np.array([hit.item_id for hit in hits], dtype=np.int64)).tolist()
+    if delta is None or not delta.catalogue:
+        return groups
+    added = [delta.catalogue.get(hit.item_id) for hit in hits]
+    return [group if one is None else one.near_duplicate_group for one, group in zip(added, groups, strict=True)]
 
 
 def _require_model(job: Job, release: Release) -> None:

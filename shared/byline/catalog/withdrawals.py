@@ -184,7 +184,7 @@ def _record(
             [{"withdrawal_id": receipt_id, "item_id": row.item_id, "image_sha256": row.image_sha256,
               "already": row.withdrawn_at is not None} for row in chunk],
         )  # fmt: skip
-    detail = {"item_ids": [str(row.item_id) for row in rows], "receipt": str(receipt_id)}
+    detail = {"withdrawn": [str(row.item_id) for row in rows], "receipt": str(receipt_id)}
     connection.execute(
         insert(_audit).values(
             at=at, principal=principal, action="WithdrawItems", resource=f"corpora/{corpus_id}",

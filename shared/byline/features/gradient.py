@@ -26,7 +26,8 @@ from byline.teachers.curvature import Curvature
 from byline.teachers.files import TeacherFiles, curvature_name
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.gradient_basis import FOLDER, GradientBasis, GradientSettings, item_features
-from byline.teachers.item_gradients import ItemGradients, Objective
+from byline.teachers.gradient_fold import FoldedFeatures
+from byline.teachers.item_gradients import GradientBlock, ItemGradients, Objective
 from byline.teachers.layers import select_layers
 from byline.teachers.noise import NoiseScheme
 from byline.teachers.ranking import Progress, TeacherItem, TeacherQuery, ignore_progress
@@ -63,6 +64,8 @@ class Gradient:
         self._curvature = curvature
         self._basis = basis
         self._directions = basis.directions().to(model.device)
+        reads_text = all(layers[name].reads_text for name in basis.layers)
+        self._folded = FoldedFeatures.of(basis, curvature, self._directions) if reads_text else None
         self.dim = basis.dimensions
         self.preprocessing_hash = identity_hash(name=NAME, revision=model.revision, basis=basis.name, key=NOISE_KEY)
 
@@ -102,12 +105,17 @@ class Gradient:
         return self._curvature.precondition(self._plain(images, texts), self._basis.settings.damping)
 
     def _encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
+        if self._folded is not None:
+            return self._folded.features(self._block(images, texts))
         return self._basis.features(self._plain(images, texts), self._curvature, self._directions)
 
     def _plain(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        pairs = [TeacherItem(_NO_ITEM, image, text) for image, text in zip(images, texts, strict=True)]
-        block = self._gradients.block(pairs, key=NOISE_KEY)
+        block = self._block(images, texts)
         return {name: block.gradients(name) for name in self._basis.layers}
+
+    def _block(self, images: Sequence[Image.Image], texts: Sequence[str]) -> GradientBlock:
+        pairs = [TeacherItem(_NO_ITEM, image, text) for image, text in zip(images, texts, strict=True)]
+        return self._gradients.block(pairs, key=NOISE_KEY)
 
 
 def fit_gradient_feature(

@@ -53,6 +53,7 @@ class Catalogue(Mapping[int, Item]):
             (name, whole.column(name).chunk(0) if len(whole) else whole.column(name)) for name in whole.column_names
         ]
         self._ids = np.asarray(whole.column("item_id").to_numpy(), dtype=np.int64)
+        self._groups = np.asarray(whole.column("near_duplicate_group").to_numpy(), dtype=np.int64)
         self._made: dict[int, Item] = {}
         if len(self._ids) and (self._ids[0] < 0 or (np.diff(self._ids) <= 0).any()):
             raise ValueError("the ids are not in ascending order")
@@ -61,6 +62,14 @@ class Catalogue(Mapping[int, Item]):
     def ids(self) -> NDArray[np.int64]:
         """[n], ascending."""
         return self._ids
+
+    def groups(self, item_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The near-duplicate groups [n] of items [n], without making them; an id that is not held is its own group."""
+        if not len(self._ids):
+            return item_ids
+        places = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
+        found: NDArray[np.int64] = np.where(self._ids[places] == item_ids, self._groups[places], item_ids)
+        return found
 
     def __getitem__(self, item_id: int) -> Item:
         item = self._made.get(item_id)

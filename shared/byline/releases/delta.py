@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, Table, delete, func, select, update
+from sqlalchemy import Engine, Table, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from byline.catalog.items import Item
@@ -27,6 +27,9 @@ from byline.errors import FeatureMismatch
 _deltas: Table = ReleaseDeltaRow.metadata.tables["release_deltas"]
 _rows: Table = ReleaseDeltaItemRow.metadata.tables["release_delta_items"]
 _items = Base.metadata.tables["items"]
+_DROP = text(
+    "DELETE FROM release_deltas WHERE release_id IN (SELECT id FROM releases WHERE collected_at IS NOT NULL)"
+)
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,7 @@ class DeltaStore:
             tuple(to_item(row) for row in rows), tuple(np.frombuffer(row["embedding"], dtype="<f4") for row in rows)
         )
 
-    def forget(self, item_ids: Sequence[int]) -> int:
-        """Remove items from all deltas; how many rows went. Sequences stay: what they counted happened."""
+    def drop_collected(self) -> int:
+        """Remove the deltas of releases whose files are gone; how many there were."""
         with transaction(self._engine) as connection:
-            return connection.execute(delete(_rows).where(_rows.c.item_id.in_(list(item_ids)))).rowcount
-
-    def drop(self, release_id: str) -> None:
-        """Remove the delta of a release whose files are gone."""
-        with transaction(self._engine) as connection:
-            connection.execute(delete(_deltas).where(_deltas.c.release_id == release_id))
+            return connection.execute(_DROP).rowcount

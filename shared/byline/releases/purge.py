@@ -29,6 +29,7 @@ from byline.errors import BylineError
 from byline.failpoints import failpoint
 from byline.features.store import forget_rows
 from byline.releases.catalogue import catalogue_ids
+from byline.releases.delta import DeltaStore
 from byline.releases.garbage_files import remove_release
 from byline.releases.manifest import CATALOGUE
 from byline.releases.purge_rows import PurgedRows, purge_rows
@@ -91,6 +92,7 @@ class PurgeReport:
 
 def purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
     """Remove what the corpus' open receipts name. Doing it twice removes nothing twice. Raises OSError, BylineError."""
+    DeltaStore(engine).drop_collected()
     with transaction(engine) as connection:
         open_ones = [
             stored_receipt(connection, one.receipt_id) for one in receipts(connection, corpus_id, only_unpurged=True)

@@ -42,13 +42,14 @@ class LayerFactors:
     def precondition(self, gradients: torch.Tensor, damping: float) -> torch.Tensor:
         """(F + damping * mean eigenvalue)^-1 applied to gradients [..., rows, columns]."""
         rotated = self.gradient.T @ gradients @ self.activation
-        return self.gradient @ (rotated / self._damped(damping)) @ self.activation.T
+        return self.gradient @ (rotated / self.damped(damping)) @ self.activation.T
 
     def whiten(self, gradients: torch.Tensor, damping: float) -> torch.Tensor:
         """(U_B^T G U_A) / sqrt(S + damping * mean S), for gradients [..., rows, columns]."""
-        return (self.gradient.T @ gradients @ self.activation) / self._damped(damping).sqrt()
+        return (self.gradient.T @ gradients @ self.activation) / self.damped(damping).sqrt()
 
-    def _damped(self, damping: float) -> torch.Tensor:
+    def damped(self, damping: float) -> torch.Tensor:
+        """The eigenvalues with the damping added, [rows, columns]: what a rotated gradient is divided by."""
         # The floor is for directions no sample has moved, undamped: 0 / 0 is meant to be 0.
         damped = self.eigenvalues + damping * self.eigenvalues.mean()
         return damped.clamp_min(torch.finfo(damped.dtype).tiny)

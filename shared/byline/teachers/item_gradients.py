@@ -65,17 +65,23 @@ class GradientBlock:
         found: torch.Tensor = torch.einsum("nto,nti->noi", deltas, self._inputs[self._input_of[name]])
         return found
 
+    def of_tokens(self, names: Sequence[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Output gradients [n, tokens, rows] of each of these layers, mean over replicates, and the one input of all of
+        them [n, tokens, columns]. TeacherNotUsable as ``token_gradients``."""
+        if self._matrices or len(set(self._input_of.values())) != 1:
+            raise TeacherNotUsable(
+                "only layers that all read the same text states have token gradients: choose cross_attention_kv"
+            )
+        deltas = [self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1) for name in names]
+        return deltas, self._inputs[self._input_of[names[0]]]
+
     def token_gradients(self) -> torch.Tensor:
         """Mean output gradients of all layers, stacked along their rows: [n, tokens, sum of rows].
 
         For layers that read the same text and nothing else; raises TeacherNotUsable for others, whose
         gradients are no sum over tokens with one input.
         """
-        if self._matrices or len(set(self._input_of.values())) != 1:
-            raise TeacherNotUsable(
-                "only layers that all read the same text states have token gradients: choose cross_attention_kv"
-            )
-        held = [self._deltas[name].unflatten(0, (self.count, self.replicates)).mean(1) for name in self.names]
+        held, _ = self.of_tokens(self.names)
         return torch.cat(held, dim=2)
 
 

@@ -64,7 +64,7 @@ def test_a_withdrawn_item_is_withdrawn_for_everybody_when_the_receipt_is_given(
     assert (again.withdrawn, again.already) == ((3,), (2,))
     with engine.connect() as connection:
         events = connection.execute(text("SELECT principal, detail FROM audit_events ORDER BY id")).all()
-    assert (events[0].principal, events[0].detail["item_ids"]) == ("ada", ["2", "4"])
+    assert (events[0].principal, events[0].detail["withdrawn"]) == ("ada", ["2", "4"])
 
 
 def test_a_withdrawal_is_announced_when_it_is_committed(store: CatalogStore, database_url: str) -> None:

@@ -137,3 +137,23 @@ def _query_gradients(linear: AbuPlusLinear, queries: list[TeacherQuery]) -> dict
 
     layers = select_layers(linear.model.unet, linear.curvature.selection)
     return query_gradients(linear.model, layers, queries, linear.settings)
+
+
+def test_multiplied_out_beforehand_the_features_are_the_same(bench, basis) -> None:
+    encoder = Gradient(bench.model, bench.curvature, basis)
+    assert encoder._folded is not None
+    images, texts = [item.image for item in bench.items[:5]], [item.caption for item in bench.items[:5]]
+    slowly = basis.features(encoder._plain(images, texts), bench.curvature, basis.directions()).numpy()
+    np.testing.assert_allclose(encoder.encode(images, texts), slowly, rtol=1e-4, atol=1e-4 * np.abs(slowly).max())
+
+
+def test_layers_of_different_activation_factors_are_not_folded(bench, basis) -> None:
+    name = basis.layers[0]
+    other = replace(bench.curvature.layers[name], activation=-bench.curvature.layers[name].activation)
+    apart = replace(bench.curvature, layers={**bench.curvature.layers, name: other})
+    encoder = Gradient(bench.model, apart, basis)
+    assert encoder._folded is None
+    again = encoder.encode([bench.items[0].image], [bench.items[0].caption])
+    # The same curvature, written with other signs of an eigenvector.
+    whole = Gradient(bench.model, bench.curvature, basis).encode([bench.items[0].image], [bench.items[0].caption])
+    np.testing.assert_allclose(again, whole, rtol=1e-3, atol=1e-4 * np.abs(whole).max())
