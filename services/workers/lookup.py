@@ -163,8 +163,9 @@ class LookupStage:
 
 def _item(hit: Hit, release: Release, delta: Delta | None) -> Item:
     """The item of a hit, as it was when release or delta was made."""
-    found = release.catalogue.get(hit.item_id)
-    return found if found is not None or delta is None else delta.catalogue[hit.item_id]
+    if delta is not None and hit.item_id not in release.catalogue:
+        return delta.catalogue[hit.item_id]
+    return release.catalogue[hit.item_id]
 
 
 def _groups(hits: Sequence[Hit], release: Release, delta: Delta | None) -> list[int]:

@@ -6,6 +6,7 @@ loaded, checked against each other and swapped as one; a pair that does not fit 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -30,6 +32,9 @@ from byline.telemetry import RELEASE_INFO, SWAP_SECONDS, get_logger
 from services.workers.report import WorkerState
 
 log = get_logger(__name__)
+
+#: Priority of the thread that loads releases, as ``nice`` counts it: of Linux' threads each has its own.
+LOADER_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Serving:
                 log.warning("encoders_not_loaded", reason=error.reason, error=error.message)
             except Exception:  # the release's own load meets it again, reports it and goes on trying
                 log.exception("encoders_not_loaded")
-        self._watch = self._holder.watch(self._stop, self._settings.database_url)
+        self._watch = self._holder.watch(self._stop, self._settings.database_url, begin=_step_back)
 
     def close(self) -> None:
         """Wait for the watch to end; ``stop`` must be set."""
@@ -214,3 +219,12 @@ class Serving:
         self._shown = swap.release_id
         RELEASE_INFO.labels(swap.release_id).set(1)
         self._changed()
+
+
+def _step_back() -> None:
+    """What this thread does is behind what the process' others do: loading a release must not be felt by lookups."""
+    torch.set_num_threads(1)  # the count belongs to each thread
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICE)
+    except OSError as error:
+        log.warning("loader_not_niced", error=str(error))

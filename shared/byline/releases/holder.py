@@ -173,15 +173,18 @@ class ReleaseHolder(Generic[R]):
             self._on_swap(Swap(active.release_id, active.epoch, seconds))
         return True
 
-    def watch(self, stop: threading.Event, database_url: str, poll_s: float = 2.0) -> threading.Thread:
+    def watch(self, stop: threading.Event, database_url: str, poll_s: float = 2.0,
+              begin: Callable[[], None] = lambda: None) -> threading.Thread:
         """Start a daemon thread that refreshes on every notification, after every reconnect, and every ``poll_s``.
 
+        ``begin`` is called on the thread first: it loads releases, and may step back behind those who answer.
         While a release cannot be loaded the pause grows to a minute: verifying it reads all of its files.
         """
         wake = threading.Event()
         listener = Listener(database_url, [RELEASES], stop, lambda _channel, _payload: wake.set(), wake.set)
 
         def run() -> None:
+            begin()
             pause = poll_s
             while not stop.is_set():
                 wake.clear()

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from byline.catalog.items import Item
 from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import VectorIndex, load_index
 from byline.index.delta import merge_best
 from byline.index.flat import FACTORY
 from byline.index.protocol import NO_ITEM
 from byline.ranker.head import Head, load_head
-from byline.releases.catalogue import read_catalogue
+from byline.releases.catalogue import Catalogue, read_catalogue
 from byline.releases.golden import GoldenQueries
 from byline.releases.labelled import LABELLED, LabelledPlaces
 from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest, verify_files
@@ -46,7 +45,7 @@ class Release:
     directory: Path
     head: Head
     index: VectorIndex
-    catalogue: Mapping[int, Item]
+    catalogue: Catalogue
     calibrator: Mapping[str, Any]
     #: None where the release does not serve the ESTIMATED tier.
     sketches: ReleaseSketches | None = None
@@ -141,7 +140,7 @@ def _check_fit(release: Release) -> None:
                 f"{name} of release {manifest.release_id} is {found}, the manifest says {stated}",
                 release_id=manifest.release_id,
             )
-    catalogue = np.fromiter(release.catalogue, dtype=np.int64, count=len(release.catalogue))
+    catalogue = release.catalogue.ids
     indexes = {"index": index} | ({"sketch index": release.sketches.index} if release.sketches else {})
     for name, held in indexes.items():
         if not np.array_equal(held.ids, catalogue):
