@@ -24,7 +24,7 @@ from byline.telemetry import WATCH_STREAMS
 from services.gateway import convert, names, reading, submission
 from services.gateway.changes import wait
 from services.gateway.context import GatewayContext
-from services.gateway.images import CHUNK_BYTES, describe, receive
+from services.gateway.images import CHUNK_BYTES, describe, state_of_upload, upload
 from services.gateway.paging import page_size
 from services.gateway.requests import Asked, new_job
 
@@ -171,10 +171,19 @@ class AttributionServicer(rpc.AttributionServiceServicer):
 
     async def UploadImage(self, request_iterator: AsyncIterator[wire.UploadImageRequest], context: Any) -> wire.Image:
         """Store an image under its digest."""
-        project_id, data = await receive(request_iterator, self._context.limits.max_image_bytes)
-        image = describe(project_id, data, self._context.limits)
-        await self._context.offload(self._context.blobs.put, data)
-        return image
+        return await upload(self._context, request_iterator)
+
+    async def GetImageUpload(self, request: wire.GetImageUploadRequest, context: Any) -> wire.ImageUpload:
+        """How much of an image is there."""
+        project_id, sha256 = names.parse_image(request.name, "name")
+        return await self._context.offload(state_of_upload, self._context, project_id, sha256)
+
+    async def DeleteAttributionJob(
+        self, request: wire.DeleteAttributionJobRequest, context: Any
+    ) -> wire.DeleteAttributionJobResponse:
+        """Delete a job that has ended."""
+        await self._context.offload(self._context.retention.delete_job, *names.parse_job(request.name))
+        return wire.DeleteAttributionJobResponse()
 
     async def DownloadQueryImage(
         self, request: wire.DownloadQueryImageRequest, context: Any

@@ -25,6 +25,7 @@ from byline.jobs.store import JobStore
 from byline.releases.registry import ReleaseRegistry
 from byline.security.audit import AuditLog
 from byline.security.keys import KeyStore
+from byline.security.retention import Retention
 from byline.security.signing import Keyring
 from services.gateway.changes import JobChanges
 from services.gateway.guard import Guard
@@ -32,6 +33,7 @@ from services.gateway.models import Manifests, Models
 from services.gateway.page_tokens import PageTokens, derive_key
 from services.gateway.requests import Limits
 from services.gateway.transport import Transport, transport_of
+from services.gateway.uploads import PartialUploads
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +60,8 @@ class GatewayContext:
     guard: Guard
     audit: AuditLog
     transport: Transport
+    uploads: PartialUploads
+    retention: Retention
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run synchronous work on the pool, in the caller's context: its log lines name the caller's trace."""
@@ -87,6 +91,7 @@ def build_context(settings: Settings) -> GatewayContext:
     }
     catalog = CatalogStore(engine)
     registry = ReleaseRegistry(engine)
+    blobs = BlobStore(settings.blob_dir)
     pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="gateway")
     audit = AuditLog(engine, Keyring.parse(settings.signing_key))
     guard = Guard(
@@ -99,7 +104,7 @@ def build_context(settings: Settings) -> GatewayContext:
     return GatewayContext(
         engine=engine,
         jobs=JobStore(engine, bounds, project_share=settings.project_queue_share),
-        blobs=BlobStore(settings.blob_dir),
+        blobs=blobs,
         registry=registry,
         catalog=catalog,
         models=Models(catalog),
@@ -111,4 +116,6 @@ def build_context(settings: Settings) -> GatewayContext:
         guard=guard,
         audit=audit,
         transport=transport_of(settings),
+        uploads=PartialUploads(settings.blob_dir),
+        retention=Retention(engine, blobs, settings.retention_days),
     )

@@ -25,6 +25,7 @@ from byline.jobs.model import Job, NewJob
 from byline.jobs.states import Tier
 from byline.security.scopes import current_principal
 from services.gateway.context import GatewayContext
+from services.gateway.images import is_owned
 from services.gateway.requests import Asked
 
 
@@ -86,7 +87,9 @@ def _check(context: GatewayContext, connection: Connection, asked: Asked) -> Non
             "VERIFIED",
             release_id=active.release_id,
         )
-    if new.image_sha256 is not None and not context.blobs.exists(new.image_sha256):
+    if new.image_sha256 is not None and not (
+        is_owned(connection, new.project_id, new.image_sha256) and context.blobs.touch(new.image_sha256)
+    ):
         raise BlobNotFound(
             f"no image with sha256 {new.image_sha256} is stored; send it with UploadImage", sha256=new.image_sha256
         )

@@ -52,6 +52,12 @@ class ImageTooLarge(InvalidRequest):
     reason = "IMAGE_TOO_LARGE"
 
 
+class UnsupportedMediaType(ImageUndecodable):
+    """The bytes are an image or document of a format that is not accepted."""
+
+    reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
 class PromptTooLong(InvalidRequest):
     """The prompt exceeds the limit on characters."""
 

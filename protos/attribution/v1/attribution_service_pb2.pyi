@@ -139,19 +139,47 @@ class AttributeResponse(_message.Message):
 class UploadImageRequest(_message.Message):
     __slots__ = ("metadata", "chunk")
     class Metadata(_message.Message):
-        __slots__ = ("parent", "size_bytes", "sha256")
+        __slots__ = ("parent", "size_bytes", "sha256", "offset")
         PARENT_FIELD_NUMBER: _ClassVar[int]
         SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
         SHA256_FIELD_NUMBER: _ClassVar[int]
+        OFFSET_FIELD_NUMBER: _ClassVar[int]
         parent: str
         size_bytes: int
         sha256: str
-        def __init__(self, parent: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+        offset: int
+        def __init__(self, parent: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     metadata: UploadImageRequest.Metadata
     chunk: bytes
     def __init__(self, metadata: _Optional[_Union[UploadImageRequest.Metadata, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class GetImageUploadRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ImageUpload(_message.Message):
+    __slots__ = ("name", "committed_bytes", "image")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    committed_bytes: int
+    image: Image
+    def __init__(self, name: _Optional[str] = ..., committed_bytes: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class DeleteAttributionJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteAttributionJobResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DownloadQueryImageRequest(_message.Message):
     __slots__ = ("name",)

@@ -79,6 +79,16 @@ class AttributionServiceStub:
                 request_serializer=attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=attribution_dot_v1_dot_attribution__service__pb2.Image.FromString,
                 _registered_method=True)
+        self.GetImageUpload = channel.unary_unary(
+                '/attribution.v1.AttributionService/GetImageUpload',
+                request_serializer=attribution_dot_v1_dot_attribution__service__pb2.GetImageUploadRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_attribution__service__pb2.ImageUpload.FromString,
+                _registered_method=True)
+        self.DeleteAttributionJob = channel.unary_unary(
+                '/attribution.v1.AttributionService/DeleteAttributionJob',
+                request_serializer=attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobRequest.SerializeToString,
+                response_deserializer=attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobResponse.FromString,
+                _registered_method=True)
         self.DownloadQueryImage = channel.unary_stream(
                 '/attribution.v1.AttributionService/DownloadQueryImage',
                 request_serializer=attribution_dot_v1_dot_attribution__service__pb2.DownloadQueryImageRequest.SerializeToString,
@@ -148,7 +158,23 @@ class AttributionServiceServicer:
 
     def UploadImage(self, request_iterator, context):
         """Stores an image under its SHA-256 for use as Query.image. The first message is `metadata`, the others are `chunk`s.
-        Uploading the same bytes again costs nothing and gives the same name.
+        Uploading the same bytes again costs nothing and gives the same name. If the stream breaks and `metadata` had both
+        `size_bytes` and `sha256`, what arrived is kept for a day: GetImageUpload says how much, and `offset` goes on there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImageUpload(self, request, context):
+        """How much of an image the server has: all of it, some bytes of a broken upload, or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAttributionJob(self, request, context):
+        """Deletes a job that has ended, with its answers, its prompt and its image (unless the project still uses the image).
+        FAILED_PRECONDITION / JOB_NOT_DELETABLE while it has not. That it was asked and answered stays in the audit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +230,16 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.UploadImage,
                     request_deserializer=attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.FromString,
                     response_serializer=attribution_dot_v1_dot_attribution__service__pb2.Image.SerializeToString,
+            ),
+            'GetImageUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImageUpload,
+                    request_deserializer=attribution_dot_v1_dot_attribution__service__pb2.GetImageUploadRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_attribution__service__pb2.ImageUpload.SerializeToString,
+            ),
+            'DeleteAttributionJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAttributionJob,
+                    request_deserializer=attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobRequest.FromString,
+                    response_serializer=attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobResponse.SerializeToString,
             ),
             'DownloadQueryImage': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadQueryImage,
@@ -431,6 +467,60 @@ class AttributionService:
             '/attribution.v1.AttributionService/UploadImage',
             attribution_dot_v1_dot_attribution__service__pb2.UploadImageRequest.SerializeToString,
             attribution_dot_v1_dot_attribution__service__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImageUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.AttributionService/GetImageUpload',
+            attribution_dot_v1_dot_attribution__service__pb2.GetImageUploadRequest.SerializeToString,
+            attribution_dot_v1_dot_attribution__service__pb2.ImageUpload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAttributionJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attribution.v1.AttributionService/DeleteAttributionJob',
+            attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobRequest.SerializeToString,
+            attribution_dot_v1_dot_attribution__service__pb2.DeleteAttributionJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

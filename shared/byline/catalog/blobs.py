@@ -6,13 +6,15 @@ digest that was acknowledged must still lead to the whole bytes after a crash.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from byline.errors import BlobNotFound, InvalidRequest
@@ -64,7 +66,10 @@ class BlobStore:
         longer matches its digest is replaced, so uploading again heals what ``get`` reported as damaged.
         """
         digests = [sha256_hex(data) for data in blobs]
-        fresh = {d: data for d, data in zip(digests, blobs, strict=True) if not _intact(self.path(d), d, len(data))}
+        with self._locked(fcntl.LOCK_SH):  # what is found stored here is not removed as unused before its row is there
+            fresh = {d: data for d, data in zip(digests, blobs, strict=True) if not _intact(self.path(d), d, len(data))}
+            for digest in set(digests) - set(fresh):
+                self.touch(digest)
         if not fresh:
             return digests
         folders = {self.path(digest).parent for digest in fresh}
@@ -92,6 +97,39 @@ class BlobStore:
         if sha256_hex(data) != sha256:
             raise BlobNotFound(f"the stored file of {sha256} is damaged; upload it again", sha256=sha256)
         return data
+
+    def touch(self, sha256: str) -> bool:
+        """True when the blob is stored; it then counts as used now (see ``remove_unused``)."""
+        try:
+            os.utime(self.path(sha256))
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user's file: there, but its time stays
+            return True
+        return True
+
+    def remove_unused(self, sha256: str, young_s: float, now: float | None = None) -> bool:
+        """Delete a blob that no row leads to, unless it was stored or touched in the last ``young_s`` seconds (its row
+        may be on its way). Whether it is gone. ``now`` in seconds since 1970."""
+        path = self.path(sha256)
+        with self._locked(fcntl.LOCK_EX):
+            try:
+                if path.stat().st_mtime > (time.time() if now is None else now) - young_s:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return True
+        fsync_directory(path.parent)
+        return True
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, how)
+            yield
+        finally:
+            os.close(handle)
 
     def remove(self, sha256: str) -> bool:
         """Delete a blob's file for good; whether there was one. Only for who knows that nobody needs it any more."""

@@ -9,11 +9,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from byline.errors import ImageTooLarge, ImageUndecodable
+from byline.errors import ImageTooLarge, ImageUndecodable, UnsupportedMediaType
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 25_000_000
 
+#: First bytes of formats that people do send, and what to call them.
+_OTHERS = {
+    b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG",
+    b"<?xml": "SVG or XML", b"\0\0\1\0": "ICO", b"8BPS": "PSD", b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x0a": "JPEG XL",
+}  # fmt: skip
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers of JPEG: C0 … CF without the Huffman (C4), reserved (C8) and arithmetic (CC) tables.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -32,8 +37,8 @@ class ImageHeader:
 def sniff(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, field: str = "image") -> ImageHeader:
     """Format and dimensions from the header of a PNG, JPEG or WebP file; no pixel is decoded.
 
-    Raises ImageTooLarge (bytes or pixels over the limit) and ImageUndecodable (another format, or a broken
-    header). ``field`` names the request's field in the error.
+    Raises ImageTooLarge (bytes or pixels over the limit) and ImageUndecodable (a broken header, or as
+    UnsupportedMediaType another format). ``field`` names the request's field in the error.
     """
     if len(data) > max_bytes:
         raise ImageTooLarge(
@@ -44,6 +49,9 @@ def sniff(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS,
     except (struct.error, IndexError) as error:
         raise ImageUndecodable(field, "the image's header is cut short") from error
     if header is None:
+        for start, name in _OTHERS.items():
+            if data.startswith(start):
+                raise UnsupportedMediaType(field, f"{name} is not accepted; send PNG, JPEG or WebP", format=name)
         raise ImageUndecodable(field, "the bytes are not a PNG, JPEG or WebP image")
     if header.width < 1 or header.height < 1:
         raise ImageUndecodable(field, f"the header states {header.width}x{header.height} pixels")

@@ -26,7 +26,7 @@ from byline.client.calls import (
     job_options,
 )
 from byline.client.connection import open_aio_channel
-from byline.client.sync import concluded, rewatch_after
+from byline.client.sync import concluded, reupload_after, rewatch_after
 from byline.client.values import (
     ActiveRelease,
     Attribution,
@@ -149,6 +149,10 @@ class AsyncClient:
         """Cancel a job."""
         return await self._do(self._calls.cancel(job))
 
+    async def delete(self, job: str | Job) -> None:
+        """Delete a job that has ended, with its answers and its image."""
+        await self._do(self._calls.delete(job))
+
     async def watch(self, job: str | Job, timeout: float | None = None) -> AsyncIterator[Job]:
         """The job now and after each change, until it ends. As ``Client.watch``."""
         ends = None if timeout is None else time.monotonic() + timeout
@@ -176,13 +180,17 @@ class AsyncClient:
                 stream.cancel()
 
     async def upload(self, image: ImageSource) -> str:
-        """Store an image and return its resource name."""
-        try:
-            stub = self._stubs["AttributionService"]
-            uploaded = await stub.UploadImage(self._calls.upload(image_bytes(image)), timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise failures.from_call(error, self._address) from error
-        return str(uploaded.name)
+        """Store an image and return its resource name. An upload that breaks goes on where it broke, three times."""
+        data, offset = image_bytes(image), 0
+        stub = self._stubs["AttributionService"]
+        for broken in range(1, 5):
+            try:
+                return str((await stub.UploadImage(self._calls.upload(data, offset), timeout=self._timeout)).name)
+            except grpc.RpcError as error:
+                await asyncio.sleep(reupload_after(failures.from_call(error, self._address), broken))
+                committed = await self._do(self._calls.committed(data))
+                offset = committed if committed < len(data) else 0
+        raise AssertionError("reupload_after has not raised")
 
     async def item_image(self, item: str) -> bytes:
         """The image of a corpus item."""

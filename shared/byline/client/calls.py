@@ -6,6 +6,7 @@ and how they read it is written once, here.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -133,6 +134,17 @@ class Calls:
         request = wire_requests.CancelAttributionJobRequest(name=self.job_name(job))
         return Call("AttributionService", "CancelAttributionJob", request, wire.job)
 
+    def delete(self, job: str | values.Job) -> Call[None]:
+        """DeleteAttributionJob."""
+        request = wire_requests.DeleteAttributionJobRequest(name=self.job_name(job))
+        return Call("AttributionService", "DeleteAttributionJob", request, _nothing)
+
+    def committed(self, data: bytes) -> Call[int]:
+        """GetImageUpload: how many bytes of the image the server has."""
+        name = f"{self.parent}/images/{hashlib.sha256(data).hexdigest()}"
+        request = wire_requests.GetImageUploadRequest(name=name)
+        return Call("AttributionService", "GetImageUpload", request, lambda r: int(r.committed_bytes))
+
     def page(self, states: Sequence[str], size: int, token: str) -> Call[tuple[list[values.Job], str]]:
         """One page of ListAttributionJobs, and the token of the next."""
         request = wire_requests.ListAttributionJobsRequest(
@@ -190,11 +202,13 @@ class Calls:
         """The request of WatchAttributionJob."""
         return wire_requests.WatchAttributionJobRequest(name=self.job_name(job))
 
-    def upload(self, data: bytes) -> Iterator[wire_requests.UploadImageRequest]:
-        """The messages of UploadImage."""
-        metadata = wire_requests.UploadImageRequest.Metadata(parent=self.parent, size_bytes=len(data))
+    def upload(self, data: bytes, offset: int = 0) -> Iterator[wire_requests.UploadImageRequest]:
+        """The messages of UploadImage, from ``offset`` on."""
+        metadata = wire_requests.UploadImageRequest.Metadata(
+            parent=self.parent, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), offset=offset
+        )
         yield wire_requests.UploadImageRequest(metadata=metadata)
-        for start in range(0, len(data), CHUNK_BYTES):
+        for start in range(offset, len(data), CHUNK_BYTES):
             yield wire_requests.UploadImageRequest(chunk=data[start : start + CHUNK_BYTES])
 
     def download(self, job: str | values.Job) -> wire_requests.DownloadQueryImageRequest:

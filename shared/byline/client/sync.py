@@ -155,6 +155,10 @@ class Client:
         """Cancel a job. JobNotCancellable if it has ended."""
         return self._do(self._calls.cancel(job))
 
+    def delete(self, job: str | Job) -> None:
+        """Delete a job that has ended, with its answers and its image. JobNotDeletable while it has not."""
+        self._do(self._calls.delete(job))
+
     def watch(self, job: str | Job, timeout: float | None = None) -> Iterator[Job]:
         """The job now and after each change, until it ends. CallTimedOut after ``timeout`` seconds (None: never).
 
@@ -185,13 +189,17 @@ class Client:
                 stream.cancel()
 
     def upload(self, image: ImageSource) -> str:
-        """Store an image and return its resource name."""
-        try:
-            stub = self._stubs["AttributionService"]
-            name: str = stub.UploadImage(self._calls.upload(image_bytes(image)), timeout=self._timeout).name
-        except grpc.RpcError as error:
-            raise failures.from_call(error, self._address) from error
-        return name
+        """Store an image and return its resource name. An upload that breaks goes on where it broke, three times."""
+        data, offset = image_bytes(image), 0
+        for broken in range(1, 5):
+            try:
+                messages = self._calls.upload(data, offset)
+                return str(self._stubs["AttributionService"].UploadImage(messages, timeout=self._timeout).name)
+            except grpc.RpcError as error:
+                time.sleep(reupload_after(failures.from_call(error, self._address), broken))
+                committed = self._do(self._calls.committed(data))
+                offset = committed if committed < len(data) else 0
+        raise AssertionError("reupload_after has not raised")
 
     def query_image(self, job: str | Job) -> bytes:
         """The query image of a job. BlobNotFound if it was asked by embedding."""
@@ -277,6 +285,13 @@ def concluded(job: Job) -> Attribution:
     if answer is None:
         raise CallTimedOut("the job has no answer yet", job=job.name)
     return Attribution(job, answer)
+
+
+def reupload_after(error: BylineError, broken: int) -> float:
+    """Seconds to wait before an upload goes on; raises ``error`` if that would not help or was tried often enough."""
+    if error.code == "UNAVAILABLE" and broken <= 3:
+        return 0.2 * float(2**broken)
+    raise error
 
 
 def rewatch_after(error: BylineError, broken: int) -> float:

@@ -82,7 +82,7 @@ def test_another_projects_job_does_not_exist(stub: Any) -> None:
     ("change", "expected"),
     [
         (lambda r: r.attribution_job.query.ClearField("inline_image"), "INVALID_REQUEST"),
-        (lambda r: setattr(r.attribution_job.query, "inline_image", b"GIF89a"), "IMAGE_UNDECODABLE"),
+        (lambda r: setattr(r.attribution_job.query, "inline_image", b"GIF89a"), "UNSUPPORTED_MEDIA_TYPE"),
         (lambda r: setattr(r.attribution_job.query, "prompt", "x" * 2001), "PROMPT_TOO_LONG"),
         (lambda r: setattr(r.attribution_job.options, "tier", job_wire.TIER_ESTIMATED), "TIER_NOT_AVAILABLE"),
         (lambda r: setattr(r.attribution_job.options, "top_k", 1001), "INVALID_REQUEST"),
