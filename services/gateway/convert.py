@@ -19,6 +19,7 @@ from byline.catalog.items import Item
 from byline.catalog.store import ModelRecord
 from byline.jobs.model import Job, StageResult
 from byline.jobs.states import Stage, State, Tier, Verification
+from byline.releases.manifest import ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord
 from services.gateway import names, status
 
@@ -194,6 +195,18 @@ def release(record: ReleaseRecord) -> release_wire.Release:
             teacher_id=sketches.teacher_id, dimensions=sketches.dimensions, selection=sketches.selection,
             query_draws=sketches.query_draws, fidelity=sketches.fidelity,
         ),
+        refresh=_refresh(manifest),
+        collect_time=timestamp(record.collected_at),
+    )  # fmt: skip
+
+
+def _refresh(manifest: ReleaseManifest) -> release_wire.Refresh | None:
+    made = manifest.refresh
+    return None if made is None else release_wire.Refresh(
+        triggers=[release_wire.Refresh.Trigger(trigger=one.trigger, detail=one.detail) for one in made.triggers],
+        snapshot_time=timestamp(made.snapshot_at), start=made.start, validation_map=made.validation_map,
+        held_out_split=made.held_out_split, held_out_queries=made.held_out_queries,
+        labels_digest=manifest.labels.digest,
     )  # fmt: skip
 
 

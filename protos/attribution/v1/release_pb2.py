@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ttribution/v1/release.proto\x12\x0e\x61ttribution.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x05\n\x07Release\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32\x1d.attribution.v1.Release.StateB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eparent_release\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0emodel_revision\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63orpus\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x66\x65\x61ture_spec\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12preprocessing_hash\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rembedding_dim\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05items\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nteacher_id\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rlabel_queries\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12;\n\x07metrics\x18\x0c \x03(\x0b\x32$.attribution.v1.Release.MetricsEntryB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x30\n\x08sketches\x18\x0f \x01(\x0b\x32\x18.attribution.v1.SketchesB\x04\xe2\x41\x01\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"}\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_BUILT\x10\x01\x12\x13\n\x0fSTATE_VALIDATED\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x11\n\rSTATE_RETIRED\x10\x04\x12\x12\n\x0eSTATE_REJECTED\x10\x05\"\xe3\x01\n\x08Sketches\x12\x18\n\nteacher_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ndimensions\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x17\n\tselection\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bquery_draws\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12>\n\x08\x66idelity\x18\x05 \x03(\x0b\x32&.attribution.v1.Sketches.FidelityEntryB\x04\xe2\x41\x01\x03\x1a/\n\rFidelityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\rActiveRelease\x12\x15\n\x07release\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10previous_release\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65poch\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ttribution/v1/release.proto\x12\x0e\x61ttribution.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x06\n\x07Release\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32\x1d.attribution.v1.Release.StateB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eparent_release\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0emodel_revision\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63orpus\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x66\x65\x61ture_spec\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12preprocessing_hash\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rembedding_dim\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05items\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nteacher_id\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rlabel_queries\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12;\n\x07metrics\x18\x0c \x03(\x0b\x32$.attribution.v1.Release.MetricsEntryB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x30\n\x08sketches\x18\x0f \x01(\x0b\x32\x18.attribution.v1.SketchesB\x04\xe2\x41\x01\x03\x12.\n\x07refresh\x18\x10 \x01(\x0b\x32\x17.attribution.v1.RefreshB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x63ollect_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"}\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_BUILT\x10\x01\x12\x13\n\x0fSTATE_VALIDATED\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x11\n\rSTATE_RETIRED\x10\x04\x12\x12\n\x0eSTATE_REJECTED\x10\x05\"\xa3\x03\n\x07Refresh\x12\x37\n\x08triggers\x18\x01 \x03(\x0b\x32\x1f.attribution.v1.Refresh.TriggerB\x04\xe2\x41\x01\x03\x12\x37\n\rsnapshot_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x13\n\x05start\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12H\n\x0evalidation_map\x18\x04 \x03(\x0b\x32*.attribution.v1.Refresh.ValidationMapEntryB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eheld_out_split\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10held_out_queries\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlabels_digest\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x1a\x36\n\x07Trigger\x12\x15\n\x07trigger\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64\x65tail\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x1a\x34\n\x12ValidationMapEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe3\x01\n\x08Sketches\x12\x18\n\nteacher_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ndimensions\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x17\n\tselection\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bquery_draws\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12>\n\x08\x66idelity\x18\x05 \x03(\x0b\x32&.attribution.v1.Sketches.FidelityEntryB\x04\xe2\x41\x01\x03\x1a/\n\rFidelityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\rActiveRelease\x12\x15\n\x07release\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10previous_release\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65poch\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +65,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASE'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_RELEASE'].fields_by_name['sketches']._loaded_options = None
   _globals['_RELEASE'].fields_by_name['sketches']._serialized_options = b'\342A\001\003'
+  _globals['_RELEASE'].fields_by_name['refresh']._loaded_options = None
+  _globals['_RELEASE'].fields_by_name['refresh']._serialized_options = b'\342A\001\003'
+  _globals['_RELEASE'].fields_by_name['collect_time']._loaded_options = None
+  _globals['_RELEASE'].fields_by_name['collect_time']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH_TRIGGER'].fields_by_name['trigger']._loaded_options = None
+  _globals['_REFRESH_TRIGGER'].fields_by_name['trigger']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH_TRIGGER'].fields_by_name['detail']._loaded_options = None
+  _globals['_REFRESH_TRIGGER'].fields_by_name['detail']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH_VALIDATIONMAPENTRY']._loaded_options = None
+  _globals['_REFRESH_VALIDATIONMAPENTRY']._serialized_options = b'8\001'
+  _globals['_REFRESH'].fields_by_name['triggers']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['triggers']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['snapshot_time']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['snapshot_time']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['start']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['start']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['validation_map']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['validation_map']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['held_out_split']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['held_out_split']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['held_out_queries']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['held_out_queries']._serialized_options = b'\342A\001\003'
+  _globals['_REFRESH'].fields_by_name['labels_digest']._loaded_options = None
+  _globals['_REFRESH'].fields_by_name['labels_digest']._serialized_options = b'\342A\001\003'
   _globals['_SKETCHES_FIDELITYENTRY']._loaded_options = None
   _globals['_SKETCHES_FIDELITYENTRY']._serialized_options = b'8\001'
   _globals['_SKETCHES'].fields_by_name['teacher_id']._loaded_options = None
@@ -86,15 +110,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVERELEASE'].fields_by_name['update_time']._loaded_options = None
   _globals['_ACTIVERELEASE'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_RELEASE']._serialized_start=115
-  _globals['_RELEASE']._serialized_end=808
-  _globals['_RELEASE_METRICSENTRY']._serialized_start=635
-  _globals['_RELEASE_METRICSENTRY']._serialized_end=681
-  _globals['_RELEASE_STATE']._serialized_start=683
-  _globals['_RELEASE_STATE']._serialized_end=808
-  _globals['_SKETCHES']._serialized_start=811
-  _globals['_SKETCHES']._serialized_end=1038
-  _globals['_SKETCHES_FIDELITYENTRY']._serialized_start=991
-  _globals['_SKETCHES_FIDELITYENTRY']._serialized_end=1038
-  _globals['_ACTIVERELEASE']._serialized_start=1041
-  _globals['_ACTIVERELEASE']._serialized_end=1187
+  _globals['_RELEASE']._serialized_end=912
+  _globals['_RELEASE_METRICSENTRY']._serialized_start=739
+  _globals['_RELEASE_METRICSENTRY']._serialized_end=785
+  _globals['_RELEASE_STATE']._serialized_start=787
+  _globals['_RELEASE_STATE']._serialized_end=912
+  _globals['_REFRESH']._serialized_start=915
+  _globals['_REFRESH']._serialized_end=1334
+  _globals['_REFRESH_TRIGGER']._serialized_start=1226
+  _globals['_REFRESH_TRIGGER']._serialized_end=1280
+  _globals['_REFRESH_VALIDATIONMAPENTRY']._serialized_start=1282
+  _globals['_REFRESH_VALIDATIONMAPENTRY']._serialized_end=1334
+  _globals['_SKETCHES']._serialized_start=1337
+  _globals['_SKETCHES']._serialized_end=1564
+  _globals['_SKETCHES_FIDELITYENTRY']._serialized_start=1517
+  _globals['_SKETCHES_FIDELITYENTRY']._serialized_end=1564
+  _globals['_ACTIVERELEASE']._serialized_start=1567
+  _globals['_ACTIVERELEASE']._serialized_end=1713
 # @@protoc_insertion_point(module_scope)

@@ -39,11 +39,13 @@ def list_releases(model: Model = None, address: Address = None, as_json: AsJson 
     if as_json:
         typer.echo(_to_json({"active": asdict(active) if active else None, "releases": [asdict(r) for r in releases]}))
         return
-    table = Table("", "release", "state", "made", "items", "labels", "mAP", "reason")
+    table = Table("", "release", "state", "made", "because of", "items", "labels", "mAP", "reason")
     for release in releases:
         is_active = active is not None and _id(active.release) == release.id
         table.add_row(
-            "→" if is_active else "", release.id, release.state, _time(release.create_time), str(release.items),
+            "→" if is_active else "", release.id, release.state + (", files gone" if release.collect_time else ""),
+            _time(release.create_time), ", ".join(what for what, _ in release.refresh.triggers) if release.refresh
+            else "", str(release.items),
             str(release.label_queries), _map(release), escape(release.reason),
         )  # fmt: skip
     console = Console()
@@ -77,6 +79,8 @@ def show_release(
                 table.add_row(f"metrics.{metric}", f"{figure:.4g}")
         elif name == "sketches":
             table.add_row(name, escape(_sketches(found)))
+        elif name == "refresh":
+            table.add_row(name, escape(_refresh(found)))
         else:
             table.add_row(name, escape(_time(value) if isinstance(value, datetime) else str(value)))
     Console().print(table)
@@ -138,6 +142,17 @@ def _sketches(release: Release) -> str:
         return "none: it does not serve tier ESTIMATED"
     fidelity = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.fidelity.items()))
     return f"{found.dimensions} dimensions of {found.selection}, from {found.teacher_id}; {fidelity or 'not measured'}"
+
+
+def _refresh(release: Release) -> str:
+    """Why and how it was made, in a few lines."""
+    made = release.refresh
+    if made is None:
+        return "not made by a trainer"
+    why = "; ".join(f"{what}: {detail}" if detail else what for what, detail in made.triggers) or "no reason recorded"
+    tried = ", ".join(f"{start} {figure:.4g}" for start, figure in sorted(made.validation_map.items()))
+    return (f"{why}\nhead: {made.start} (mAP on validation: {tried})\njudged by {made.held_out_queries} "
+            f"{made.held_out_split} queries\nlabels {made.labels_digest[:16]}")
 
 
 def _to_json(value: object) -> str:

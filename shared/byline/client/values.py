@@ -218,6 +218,19 @@ class Sketches:
 
 
 @dataclass(frozen=True, slots=True)
+class Refresh:
+    """Why and how a trainer made a release. ``triggers``: (what, what was seen); ``start``: fresh, warm or kept."""
+
+    triggers: tuple[tuple[str, str], ...]
+    snapshot_time: datetime | None
+    start: str
+    validation_map: Mapping[str, float]
+    held_out_split: str
+    held_out_queries: int
+    labels_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A release of a model and how it fared."""
 
@@ -236,6 +249,10 @@ class Release:
     create_time: datetime | None
     #: None where the release does not serve tier ESTIMATED.
     sketches: Sketches | None = None
+    #: None where no trainer made it.
+    refresh: Refresh | None = None
+    #: When its files were removed.
+    collect_time: datetime | None = None
 
     @property
     def id(self) -> str:

@@ -133,6 +133,8 @@ def release(message: release_wire.Release) -> values.Release:
         reason=message.reason,
         create_time=_time(message, "create_time"),
         sketches=_sketches(message.sketches) if message.HasField("sketches") else None,
+        refresh=_refresh(message.refresh) if message.HasField("refresh") else None,
+        collect_time=_time(message, "collect_time"),
     )
 
 
@@ -140,6 +142,13 @@ def _sketches(message: release_wire.Sketches) -> values.Sketches:
     return values.Sketches(
         message.teacher_id, message.dimensions, message.selection, message.query_draws, dict(message.fidelity)
     )
+
+
+def _refresh(message: release_wire.Refresh) -> values.Refresh:
+    return values.Refresh(
+        tuple((one.trigger, one.detail) for one in message.triggers), _time(message, "snapshot_time"), message.start,
+        dict(message.validation_map), message.held_out_split, message.held_out_queries, message.labels_digest,
+    )  # fmt: skip
 
 
 def active_release(message: release_wire.ActiveRelease) -> values.ActiveRelease:

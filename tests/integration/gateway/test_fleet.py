@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 
 from byline.cli.releases import app
 from byline.client.releases import ReleaseClient
-from byline.errors import BylineError, ModelNotFound
+from byline.errors import BylineError, ModelNotFound, ReleaseNotEligible
+from byline.releases.manifest import RefreshSection, RefreshTrigger
 from byline.releases.requests import RefreshRequests
 
 from .conftest import MODEL, Running, manifest
@@ -90,9 +92,18 @@ def test_the_commands_print_what_scripts_can_read(
     assert "w1" in run(app, ["status"]).stdout
     asked = json.loads(run(app, ["refresh", "--reason", "now", "--json"]).stdout)
     assert asked["reason"] == "now" and asked["end_time"] is None
+    made = RefreshSection(
+        triggers=(RefreshTrigger(trigger="drift", detail="overlap fell"),),
+        snapshot_at=datetime(2026, 1, 2, tzinfo=UTC),
+        start="warm", validation_map={"warm": 0.5, "fresh": 0.4}, held_out_split="test", held_out_queries=12,
+        held_out_digest="d",
+    )  # fmt: skip
     for number in (2, 3):
-        served.registry.register(manifest(f"r{number}"), tmp_path / f"r{number}")
+        described = manifest(f"r{number}").model_copy(update={"refresh": made})
+        served.registry.register(described, tmp_path / f"r{number}")
         (tmp_path / f"r{number}").mkdir()
+    shown = run(app, ["show", "r3"]).stdout
+    assert "drift: overlap fell" in shown and "head: warm" in shown and "12 test queries" in shown
     options = ["gc", "--keep", "0", "--days", "0", "--json"]
     dry = json.loads(run(app, [*options, "--dry-run"]).stdout)
     assert dry["remove"] == ["r3", "r2"] and set(dry["keep"]) == {"r1"}
@@ -101,3 +112,7 @@ def test_the_commands_print_what_scripts_can_read(
     assert json.loads(removed[removed.index("{\n") :])["remove"] == ["r3", "r2"]  # a log line may stand before it
     assert not any((tmp_path / name).exists() for name in ("r2", "r3"))
     assert json.loads(run(app, options).stdout)["remove"] == []
+    listed = {one["name"][-2:]: one for one in json.loads(run(app, ["list", "--json"]).stdout)["releases"]}
+    assert listed["r2"]["collect_time"] and not listed["r1"]["collect_time"]
+    with pytest.raises(ReleaseNotEligible, match="files of release r2 were removed"):
+        served.registry.activate(MODEL, "r2")
