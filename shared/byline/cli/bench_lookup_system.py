@@ -149,13 +149,15 @@ class BenchSystem:
     def schedule(self, *, first: bool) -> None:
         """Run every thread of this system and of this process before all others of the machine (``SCHED_RR``), or as
         usual. PermissionError without the right to."""
-        policy, parameter = (os.SCHED_RR, os.sched_param(1)) if first else (os.SCHED_OTHER, os.sched_param(0))
         for process in (psutil.Process(), *map(psutil.Process, self._pids())):
             for one in (process, *process.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     for thread in one.threads():
                         with suppress(ProcessLookupError):
-                            os.sched_setscheduler(thread.id, policy, parameter)
+                            # A thread that stands back behind its process' others goes on standing back.
+                            back = os.getpriority(os.PRIO_PROCESS, thread.id) > 0
+                            policy = os.SCHED_RR if first else os.SCHED_OTHER
+                            os.sched_setscheduler(thread.id, policy, os.sched_param((1 if back else 2) * first))
 
     def _pids(self) -> list[int]:
         return [process.pid for process in read_status(self.settings.state_dir)]
@@ -163,6 +165,11 @@ class BenchSystem:
     def withdraw(self, item_ids: Sequence[int]) -> None:
         """Withdraw items, as their creators would."""
         CatalogStore(self.engine).withdraw(item_ids)
+
+    def count(self, condition: str) -> int:
+        """How many jobs meet an SQL condition."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(text(f"SELECT count(*) FROM jobs WHERE {condition}")).scalar_one())  # noqa: S608
 
     def _rows(self, statement: str, job_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:

@@ -157,21 +157,27 @@ def store_machine(store: JobStore, engine) -> type[RuleBasedStateMachine]:
                 self.models[job_id].results[first.stage] = mine[job_id].fence
                 self.models[job_id].state = State.SUCCEEDED
 
-        @rule(job_id=jobs)
+        @rule(target=claims, job_id=jobs)
         def let_a_crash_of_postgres_forget_the_claim(self, job_id):
-            """Claims are not flushed: the last one may be gone, with its event, and its fence is given out again."""
+            """Claims are not flushed: the last one may be gone, with its event; another worker gets the same fence."""
             model = self.models[job_id]
             last = store.events(job_id)[-1]
             if model.state is not State.RUNNING or (last.from_state, last.to_state) != (State.QUEUED, State.RUNNING):
-                return
-            self._sql(
-                "UPDATE jobs SET state = 'QUEUED', attempt = attempt - 1, fence = fence - 1, lease_owner = NULL,"
-                " lease_until = NULL WHERE id = :id", id=job_id,
-            )  # fmt: skip
-            of_it = "(SELECT max(id) FROM job_events WHERE job_id = :id)"
-            self._sql(f"DELETE FROM job_events WHERE id = {of_it}", id=job_id)
+                return multiple()
+            with engine.begin() as connection:
+                connection.execute(text("SET LOCAL session_replication_role = replica"))  # as recovery, past triggers
+                for statement in (
+                    "UPDATE jobs SET state = 'QUEUED', attempt = attempt - 1, fence = fence - 1, lease_owner = NULL,"
+                    " lease_until = NULL WHERE id = :id",
+                    "DELETE FROM job_events WHERE id = (SELECT max(id) FROM job_events WHERE job_id = :id)",
+                ):
+                    connection.execute(text(statement), {"id": job_id})
             model.state, model.attempt, model.fence = State.QUEUED, model.attempt - 1, model.fence - 1
             model.owner, model.lease_over, model.waiting = None, False, False
+            claim = store.claim(job_id, model.stage, "after the crash", 3600)
+            model.claimed_by("after the crash")
+            assert claim is not None and claim.fence == model.fence
+            return claim
 
         @rule(claim=claims)
         def heartbeat(self, claim):
