@@ -12,22 +12,23 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from byline.errors import LabelsNotUsable
 from byline.evaluation.map import mean_average_precision
-from byline.evaluation.recall import recall_at
 from byline.ranker.direct import EXPONENTS, TEMPERS
 from byline.ranker.head import Head, HeadConfig
 from byline.ranker.labelled_set import LabelledSet, influence_ranks
 from byline.ranker.losses import RankingLoss, make_loss
 from byline.ranker.sampling import PairSampler
 
+FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 #: Weights of the network beside a direct part that are tried, in standard deviations of its scores.
 BLENDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 12.8)
@@ -196,22 +197,33 @@ def choose_blend(head: Head, train: LabelledSet, validation: LabelledSet, fit: F
     asked, items, tau = validation.query_features, validation.item_features, validation.tau
     network = head.learned_scores(asked, items, fit.encode_batch)
     size = float(network.std(1).mean()) or 1.0
-    found: list[tuple[float, float, tuple[float, float, float]]] = []
+    seen: dict[tuple[float, float, float], tuple[float, float]] = {}
     for exponent, temper in itertools.product(EXPONENTS, TEMPERS):
         head.set_powers(exponent, temper, train.item_features, train.query_features)
         direct = head.direct_scores(asked, items)
         for share in BLENDS if head.config.learned else (0.0,):
             scores = direct + np.float32(share / size) * network
             quality = mean_average_precision(scores, tau, fit.evaluate_at).mean
-            found.append((quality, float(np.nanmean(recall_at(scores, tau, 1, 1))), (exponent, temper, share / size)))
-    best = max(quality for quality, _, _ in found)
-    # Of equals the first, which is the least change: differences below 1e-4 are float noise.
-    quality, _, (exponent, temper, blend) = max(
-        (one for one in found if one[0] >= best - NEAR), key=lambda one: (one[1], round(one[0], 4))
-    )
+            seen[exponent, temper, share] = (quality, _first_found(scores, tau))
+    exponent, temper, share = _best(seen)
     head.set_powers(exponent, temper, train.item_features, train.query_features)
-    head.blend.fill_(blend)
-    return quality
+    head.blend.fill_(share / size)
+    return seen[exponent, temper, share][0]
+
+
+def _best(seen: Mapping[tuple[float, float, float], tuple[float, float]]) -> tuple[float, float, float]:
+    most = max(quality for quality, _ in seen.values())
+    near = {choice: found for choice, found in seen.items() if found[0] >= most - NEAR}
+    # Of equals the first seen, which is the least change: differences below 1e-4 are float noise.
+    return max(near, key=lambda choice: (near[choice][1], round(near[choice][0], 4)))
+
+
+def _first_found(scores: FloatArray, tau: FloatArray) -> float:
+    """Share of queries whose best scored item by ``scores`` [q, n] is that by ``tau`` [q, n] (NaN = not scored)."""
+    scored = ~np.isnan(tau)
+    asked = scored.any(1)
+    found = np.where(scored, scores, -np.inf).argmax(1) == np.where(scored, tau, -np.inf).argmax(1)
+    return float(found[asked].mean()) if asked.any() else 0.0
 
 
 def _optimizer(head: Head, loss: RankingLoss, fit: FitConfig) -> torch.optim.Optimizer:
