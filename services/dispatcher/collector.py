@@ -67,10 +67,12 @@ QUERIES: Mapping[str, tuple[str, Sequence[str], str]] = {
         WHERE w.last_seen > now() - make_interval(secs => :live)""",
     ),
     "byline_release_skew_workers": (
-        "Live lookup workers that answer from a release which is not active", [],
+        "Live lookup workers that serve a model from another release than the active one", [],
         """SELECT count(*) FROM worker_reports w WHERE w.queue = 'lookup'
             AND w.last_seen > now() - make_interval(secs => :live) AND EXISTS (SELECT 1 FROM active_releases)
-            AND NOT EXISTS (SELECT 1 FROM active_releases a WHERE a.release_id = w.release_id)""",
+            AND (NOT EXISTS (SELECT 1 FROM worker_releases r WHERE r.worker_id = w.worker_id) OR EXISTS (
+                SELECT 1 FROM worker_releases r JOIN active_releases a USING (model_id)
+                WHERE r.worker_id = w.worker_id AND r.release_id IS DISTINCT FROM a.release_id))""",
     ),
     "byline_active_release_info": (
         "1 for the active release of a model", ["model_id", "release_id"],

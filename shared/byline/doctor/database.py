@@ -40,7 +40,7 @@ def version(connection: Connection) -> Finding:
 
 def durability(connection: Connection) -> list[Finding]:
     """Does it flush what it acknowledges?"""
-    values = dict(connection.execute(_SETTINGS, {"names": list(_DURABLE)}).tuples().all())
+    values = {row.name: row.setting for row in connection.execute(_SETTINGS, {"names": list(_DURABLE)})}
     return [
         ok(f"postgres.{name}", values.get(name, ""))
         if values.get(name) == wanted or (name == "synchronous_commit" and values.get(name, "").startswith("remote"))

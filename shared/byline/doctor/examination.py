@@ -38,7 +38,7 @@ def gateway(address: str, credentials: grpc.ChannelCredentials | None = None, ti
     try:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
     except grpc.RpcError as error:
-        found = f"{address} does not answer ({error.code().name})"  # type: ignore[attr-defined]
+        found = f"{address} does not answer ({error.code().name})"
         return Finding("gateway", Level.FAILURE, found, "start it; with TLS, say where the certificate is")
     finally:
         channel.close()

@@ -93,6 +93,9 @@ def test_workers_are_counted_while_they_live_and_skew_is_seen(registry: Collecto
             ("old", "r1", None, 0), ("new", "r2", None, 0), ("none", None, "no disk", 0), ("dead", "r1", None, 900),
         ):  # fmt: skip
             connection.execute(_WORKER, {"id": worker, "release": release, "error": error, "silent": silent})
+            if release is not None:
+                serves = text("INSERT INTO worker_releases (worker_id, model_id, release_id) VALUES (:id, 'm', :r)")
+                connection.execute(serves, {"id": worker, "r": release})
     assert registry.get_sample_value("byline_workers", {"queue": "lookup"}) == 3
     assert registry.get_sample_value("byline_workers", {"queue": "verification"}) == 0
     assert registry.get_sample_value("byline_workers_with_errors", {"queue": "lookup"}) == 1
