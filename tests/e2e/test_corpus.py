@@ -55,7 +55,9 @@ def test_an_added_item_is_found_without_a_new_release_its_copy_takes_no_place_an
             answer = client.attribute(pictures[3], prompt="squares 3", top_k=5, timeout=PATIENCE_S)
             assert release.release_id in answer.release
             first = answer.influences[0]
-            assert {first.item_id, *first.copies} == {third, added.items[12].item_id}
+            twins = {third, added.items[12].item_id}
+            assert {first.item_id, *first.copies} <= twins
+            assert len(twins & {one.item_id for one in answer.influences}) == 1
             assert len(answer.influences) == 5
             assert len({one.near_duplicate_group for one in answer.influences}) == 5
 

@@ -13,6 +13,7 @@ import pytest
 from byline.catalog.items import Item
 from byline.config import load_settings
 from byline.db.session import transaction
+from byline.failpoints import VARIABLE, FailpointReached
 from byline.features import FeatureExtractor
 from byline.ranker.head import load_head
 from byline.rankings.features import LabelFeatures
@@ -107,8 +108,9 @@ class Hammer(threading.Thread):
 
 
 def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_no_file_does(
-    world: World, gateway: GatewayContext, extractor: FeatureExtractor, tmp_path: Path  # noqa: F811
-):
+    world: World, gateway: GatewayContext, extractor: FeatureExtractor, tmp_path: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
     bench = world.bench
     features = LabelFeatures(extractor, bench.blobs, tmp_path / "cache", "tiny")
     additions = Additions(bench.engine, "tiny", lambda manifest: features)
@@ -155,6 +157,11 @@ def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_
     bench.items[:] = [item for item in [*bench.items, *items[8:]] if item.item_id not in acknowledged]
     _publish_next(world, "r3")
     additions.catch_up_all()
+    for place in ("corpus.purge_after_rows", "corpus.purge_after_files"):  # interrupted, it is simply run again
+        monkeypatch.setenv(VARIABLE, f"{place}=raise")
+        with pytest.raises(FailpointReached):
+            purge(bench.engine, places, "tiny")
+    monkeypatch.delenv(VARIABLE)
     report = purge(bench.engine, places, "tiny")
     assert report.done and report.removed_releases == ["r2"]
     assert ("tiny", "r3") in report.absent_from
