@@ -193,3 +193,23 @@ def test_the_last_reader_of_a_replaced_release_disposes_of_it() -> None:
             holder.refresh()
         assert disposed == []
     assert disposed == ["r1"]
+
+
+def test_what_is_being_loaded_is_shown_beside_what_answers() -> None:
+    registry = Registry()
+    seen: list[tuple[str | None, str | None, str | None]] = []
+
+    def look() -> None:
+        status = holder.status
+        seen.append((status.release_id, status.loading, status.error))
+
+    holder = make(registry, on_status=look)
+    registry.activate("r1")
+    holder.refresh()
+    registry.activate("r2")
+    registry.broken.add("r2")
+    holder.refresh()
+    assert seen == [(None, "r1", None), ("r1", "r2", None), ("r1", None, "RELEASE_CORRUPT: r2 is broken")]
+    registry.broken.clear()
+    holder.refresh()
+    assert (holder.status.release_id, holder.status.loading, holder.status.error) == ("r2", None, None)
