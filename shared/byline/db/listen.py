@@ -14,7 +14,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from byline.db.session import database_url
+from byline.db.session import LINK, database_url
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Listener(threading.Thread):
         delay = self._retry_s
         while not self._halt.is_set():
             try:
-                with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as connection:
+                with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5, **LINK) as connection:
                     for channel in self._channels:
                         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     delay = self._retry_s

@@ -7,9 +7,10 @@ a caller sees ``DatabaseUnavailable`` instead of a driver's exception when the s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -24,6 +25,11 @@ from byline.errors import DatabaseUnavailable
 __all__ = ["Session", "database_url", "make_engine", "single_statements", "transaction"]
 
 
+#: A link that is cut says nothing. Without these a heartbeat would wait a quarter of an hour for an answer that will
+#: not come, and a listener two hours for news. Seconds, but the last: milliseconds.
+LINK: Mapping[str, Any] = {
+    "keepalives_idle": 30, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+}  # fmt: skip
 #: A connection unused for so long (seconds) is checked before it is given out.
 CHECK_AFTER_S = 1.0
 
@@ -54,7 +60,7 @@ def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -
             "connect_timeout": 5,
             "application_name": application,
             "options": "-c timezone=UTC",
-            "keepalives_idle": 30,
+            **LINK,
         },
     )
     event.listen(engine, "checkin", _returned)
