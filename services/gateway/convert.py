@@ -126,12 +126,15 @@ def _answer(row: Job, stage_result: StageResult, corpus_id: str, withdrawn: Coll
 
 
 def _gathered(influences: Iterable[wire.Influence]) -> list[wire.Influence]:
-    """One of each near-duplicate group, the first; the others are its copies. A group is credited once."""
+    """One of each near-duplicate group, the first that is left; the others are its copies. A group is credited once,
+    and ranks count groups: where the first of one was withdrawn, a copy stands further down."""
     first: dict[int, wire.Influence] = {}
     for influence in influences:
         kept = first.setdefault(influence.near_duplicate_group, influence)
         if kept is not influence:
             kept.copies.append(influence.item_id)
+    for rank, influence in enumerate(first.values(), start=1):
+        influence.rank = rank
     return list(first.values())
 
 
