@@ -27,7 +27,7 @@ LOOK_AHEAD = 1_000_000
 #: The pause after unexpected errors doubles up to this many poll intervals.
 LONGEST_PAUSE = 32
 #: Queries the planner chooses from at a time.
-POOL = 1_000
+POOL = 512
 
 
 #: Which of a pool to label, so many of them, and their uniform share; ``services.curation.chooser.Chooser`` is one.

@@ -174,7 +174,7 @@ class Measurer:
         explored, outside = (np.zeros(0, np.int64), 0) if lists is None else (lists.explored, lists.outside)
         threshold = measure.top_threshold(ranked, tau, explored, outside, head.calibrator.top or self.top)
         said = head.probabilities(ids, scores, measure.OVERLAP_AT)
-        found = measure.calibrated(ranked, said, tau, threshold)
+        found = None if threshold is None else measure.calibrated(ranked, said, tau, threshold)
         return {} if found is None else {"predicted": found.predicted, "observed": found.observed}
 
     def _clusters(self, connection: Connection) -> PromptClusters | None:

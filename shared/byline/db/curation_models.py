@@ -103,8 +103,8 @@ class LiveIntakeRow(Base):
 class LabelMeasureRow(Base):
     """What a new ranking says of the student that answered before it (``student``) or of the ranking that it repeats.
 
-    ``lost``: estimated share of the teacher's top items outside both shortlists; ``missed``: how many items outside
-    beat the last of the top inside. ``predicted`` and ``observed``: mean probability of the student's candidates of
+    ``missed``: estimate of how many items outside both shortlists beat the last of the top inside; ``lost``: that by
+    the size of the top. ``predicted`` and ``observed``: mean probability of the student's candidates of
     being in the top, and how many are. ``at`` is when the query was asked or chosen.
     """
 

@@ -36,10 +36,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Pruning:
-    """``lost``: estimated share of the teacher's top L of the whole corpus that both shortlists miss, 0 to 1.
+    """``missed``: unbiased estimate of how many items outside both shortlists beat the L-th best inside.
 
-    ``missed``: unbiased estimate of how many items outside both beat the L-th best inside. It bounds ``lost`` from
-    above when divided by L, and unlike it has no bias at any sample size.
+    ``lost`` is that number by L, and so without bias as well: at most this share of the teacher's top L is missed, and
+    about this share where it is small. A single query's may be above 1, since every item seen stands for many; only a
+    mean over queries means something.
     """
 
     lost: float
@@ -73,25 +74,19 @@ def pruning(item_ids: Ids, tau: Scores, explored: Ids, outside: int, top: int) -
         return Pruning(0.0, 0.0)
     if seen == 0 or inside < top:
         return None
-    weight = outside / seen
     last_inside = float(np.sort(tau[~sampled])[-top])
-    missed = weight * float((tau[sampled] > last_inside).sum())
-    over = tau > top_threshold(item_ids, tau, explored, outside, top)
-    lost = weight * float((over & sampled).sum())
-    kept = float((over & ~sampled).sum())
-    return Pruning(lost / (lost + kept) if lost + kept else 0.0, missed)
+    missed = outside / seen * float((tau[sampled] > last_inside).sum())
+    return Pruning(missed / top, missed)
 
 
-def top_threshold(item_ids: Ids, tau: Scores, explored: Ids, outside: int, top: int) -> float:
-    """τ above which an item is estimated to be of the corpus's top L: the weighted number above it is L at most.
-
-    −inf where even all of the corpus is no more than L items.
-    """
-    sampled = np.isin(item_ids, explored)
-    weights = np.where(sampled, outside / max(int(sampled.sum()), 1), 1.0)
-    order = np.lexsort((item_ids, -tau))
-    beyond = np.flatnonzero(np.cumsum(weights[order]) > top + 1e-9)
-    return float(tau[order[beyond[0]]]) if len(beyond) else -math.inf
+def top_threshold(item_ids: Ids, tau: Scores, explored: Ids, outside: int, top: int) -> float | None:
+    """τ that an item of the top L has at least: that of the L-th best inside. The few items that pruning missed would
+    raise it a little; to weigh the sampled ones would move it by hundreds of places. None where the shortlists hold
+    fewer than twice L items of a larger corpus: then too much of the top may be outside."""
+    inside = np.sort(tau[~np.isin(item_ids, explored)])
+    if outside and len(inside) < 2 * top:
+        return None
+    return float(inside[-top]) if len(inside) >= top else -math.inf
 
 
 def calibrated(item_ids: Ids, probabilities: dict[int, float], tau: Scores, threshold: float) -> Calibrated | None:
@@ -100,4 +95,4 @@ def calibrated(item_ids: Ids, probabilities: dict[int, float], tau: Scores, thre
     known = ~np.isnan(said)
     if not known.any():
         return None
-    return Calibrated(float(said[known].mean()), float((tau[known] > threshold).mean()))
+    return Calibrated(float(said[known].mean()), float((tau[known] >= threshold).mean()))

@@ -23,7 +23,7 @@ AGREEMENT = Gauge("byline_drift_agreement", "Student and teacher on live queries
                   ["model", "measure", "cluster", "bound"])  # fmt: skip
 DRIFT_QUERIES = Gauge("byline_drift_queries", "Live queries measured in the last window", ["model"])
 ALARM = Gauge("byline_drift_alarm", "1 while an alarm of drift is open", ["model"])
-PRUNING = Gauge("byline_pruning_loss", "Estimated share of the teacher's top outside both shortlists",
+PRUNING = Gauge("byline_pruning_loss", "Items outside the shortlists that beat the last of the top inside, by its size",
                 ["model", "bound"])  # fmt: skip
 RELIABILITY = Gauge("byline_label_reliability", "Labels against themselves under other noise", ["model", "measure"])
 LABELS = Gauge("byline_labelled_queries", "Queries with a label", ["model", "split"])
@@ -47,8 +47,8 @@ class DriftReport:
 class LabelReport:
     """The labels: how many, how far they repeat themselves under other noise, and what their shortlists miss.
 
-    ``lost``: share of the teacher's top outside both shortlists; ``missed``: items outside that beat the last of the
-    top inside; over uniformly chosen queries.
+    ``missed``: items outside both shortlists that beat the last of the top inside, ``lost``: that by the size of the
+    top, which bounds the share of the top that is missed; over uniformly chosen queries.
     """
 
     counts: LabelCounts

@@ -84,7 +84,7 @@ def test_a_sampled_lookup_is_ranked_and_measured_against_the_release_that_answer
         rows = measured_rows(connection, MODEL, ["drift"], now - timedelta(days=1))
         kept = connection.execute(text("SELECT lost, missed, release_id FROM label_measures")).all()
     assert [row.overlap for row in rows] == [1.0, 1.0] and rows[0].spearman == pytest.approx(1.0)
-    assert all(row.release_id == "r1" and 0 <= row.lost <= 1 and row.missed >= 0 for row in kept)
+    assert all(row.release_id == "r1" and row.lost >= 0 and row.missed >= 0 for row in kept)
 
 
 def test_a_fall_raises_one_alarm_until_somebody_has_dealt_with_it(engine: Engine, blobs: BlobStore) -> None:
