@@ -80,10 +80,16 @@ def list_keys(project: Project = None, as_json: AsJson = False) -> None:
 
 
 @app.command("revoke")
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `byline keys list` shows it.")]) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `byline keys list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
     """End a key for good. Gateways that run hear of it at once."""
     with _store() as store:
         record = store.revoke(key_id)
+    if as_json:
+        typer.echo(json.dumps(_plain(record), indent=1))
+        return
     typer.echo(f"revoked {record.id} ({record.name})")
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
+from byline.cli.operator import say
 from byline.config import load_settings
 from byline.db.session import make_engine
 from byline.errors import InvalidRequest
@@ -70,7 +71,7 @@ def export_labels(
 
 
 @app.command("stats")
-def stats(model: Model = None) -> None:
+def stats(model: Model = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Queries with rankings per teacher and split."""
     settings = load_settings()
     engine = make_engine(settings.database_url)
@@ -80,10 +81,13 @@ def stats(model: Model = None) -> None:
         counts = {teacher: store.counts(model_id, teacher) for teacher in store.teachers(model_id)}
     finally:
         engine.dispose()
+    if as_json:
+        return say({"model": model_id, "rankings": {teacher: dict(splits) for teacher, splits in counts.items()}})
     table = Table("teacher", "train", "validation", "test", title=f"Ranked queries of {model_id}", title_justify="left")
     for teacher, splits in counts.items():
         table.add_row(teacher, *(str(splits[split]) for split in ("train", "validation", "test")))
     Console().print(table)
+    return None
 
 
 @app.command("statistics")

@@ -93,17 +93,20 @@ def activate(
     reason: Reason = "",
     model: Model = None,
     address: Address = None,
+    as_json: AsJson = False,
 ) -> None:
     """Let a release answer from now on. Workers load it beside the old one and swap."""
     with _client(address) as client:
-        _say(client.activate(model or load_settings().model_id, release, epoch, reason))
+        _say(client.activate(model or load_settings().model_id, release, epoch, reason), as_json)
 
 
 @app.command("rollback")
-def rollback(epoch: Epoch = None, reason: Reason = "", model: Model = None, address: Address = None) -> None:
+def rollback(
+    epoch: Epoch = None, reason: Reason = "", model: Model = None, address: Address = None, as_json: AsJson = False
+) -> None:
     """Let the release before the present one answer again, unless another activation comes first."""
     with _client(address) as client:
-        _say(client.rollback(model or load_settings().model_id, epoch, reason))
+        _say(client.rollback(model or load_settings().model_id, epoch, reason), as_json)
 
 
 def _client(address: str | None) -> Client:
@@ -117,7 +120,10 @@ def _fetch(model: str | None, address: str | None) -> tuple[list[Release], Activ
     return list(releases), active
 
 
-def _say(active: ActiveRelease) -> None:
+def _say(active: ActiveRelease, as_json: bool) -> None:
+    if as_json:
+        typer.echo(_to_json(asdict(active)))
+        return
     typer.echo(f"active: {_id(active.release)}, epoch {active.epoch}; before: {_id(active.previous_release) or 'none'}")
 
 

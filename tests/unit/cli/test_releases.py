@@ -29,7 +29,7 @@ class FakeClient:
 
     asked: list[tuple[Any, ...]] = []
 
-    def __init__(self, address: str, project: str) -> None:
+    def __init__(self, address: str, project: str, **security: Any) -> None:
         self.address = address
 
     def __enter__(self) -> Self:
