@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import insert
+from typer.testing import CliRunner
 
+from byline.cli.app import build_app
+from byline.cli.show import verdict_line
 from byline.client.curation import CurationClient
 from byline.db import make_engine, transaction
 from byline.db.models import Base
 from byline.drift import open_alarm, raise_alarm
-from byline.errors import InvalidRequest, ModelNotFound
+from byline.errors import BylineError, InvalidRequest, ModelNotFound
 from byline.jobs.model import NewJob
 from byline.jobs.states import Kind, Stage, Tier
 from byline.rankings.controls import read_control
+from byline.rankings.live import recent_queries
 
-from .conftest import MODEL, Running
+from .conftest import MODEL, Running, answer, png
 
 _MEASURES = Base.metadata.tables["label_measures"]
 _QUERIES = Base.metadata.tables["queries"]
@@ -142,3 +147,66 @@ def test_label_statistics_count_labels_and_show_reliability_and_pruning(
     assert found.repeat_overlap.value == pytest.approx(0.85) and found.repeat_overlap.queries == 2
     # A query chosen for being far says nothing about all of them.
     assert found.pruning_loss.value == pytest.approx(0.1) and found.pruning_loss.queries == 1
+
+
+def test_consent_travels_with_a_job_and_distance_with_its_answer(served: Running) -> None:
+    with CurationClient(served.address) as client:
+        jobs = [client.submit(png(), f"kite {consent}", labelling_consent=consent) for consent in (True, False)]
+        for job, distance in zip(jobs, (0.9, 0.1), strict=True):
+            claim = served.store.claim(uuid.UUID(job.id), Stage.LOOKUP, "w", 30.0, "r1")
+            assert claim is not None
+            found = answer(claim) | {"labelled_distance": distance, "labelled_distance_limit": 0.5}
+            served.store.complete(claim, found)
+        answers = [client.get(job).answer for job in jobs]
+        far = [one is not None and one.far_from_labelled for one in answers]
+        assert far == [True, False] and answers[0] is not None and answers[0].labelled_distance == 0.9
+        assert "FAR from every query" in verdict_line(answers[0])
+    with transaction(served.context.engine) as connection:
+        assert [query.prompt for query in recent_queries(connection, MODEL, 10)] == ["kite True"]
+
+
+@pytest.fixture
+def run(running: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Call ``byline ...`` and give back what it printed; raises what it raised."""
+    monkeypatch.setenv("BYLINE_GRPC_ADDRESS", running.address)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("byline.cli.app._configure_logging", lambda: None)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(build_app(), list(arguments))
+        if isinstance(result.exception, BylineError):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return run
+
+
+def test_the_command_line_pauses_resumes_and_spends(run: Callable[..., str]) -> None:
+    assert "paused (night)" in run("curation", "pause", "--reason", "night")
+    assert json.loads(run("curation", "status", "--json"))["paused"] is True
+    assert "running" in run("curation", "resume")
+    spent = json.loads(run("curation", "budget", "--queries-per-hour", "12", "--gpu-share", "0.5", "--json"))
+    assert (spent["queries_per_hour"], spent["gpu_share"]) == (12, 0.5)
+    assert "queries an hour: 12" in run("curation", "status")
+    assert json.loads(run("curation", "budget", "--reset", "queries-per-hour", "--json"))["queries_per_hour"] is None
+    with pytest.raises(InvalidRequest):
+        run("curation", "budget")
+
+
+def test_the_command_line_shows_drift_and_labels_and_closes_an_alarm(
+    running: Running, run: Callable[..., str]
+) -> None:
+    assert "nothing measured yet" in run("drift")
+    now = datetime.now(UTC)
+    measured(running, "student", "drift", now, 0.5)
+    measured(running, "repeat", "uniform", now, 0.75)
+    with transaction(running.context.engine) as connection:
+        raise_alarm(connection, MODEL, "it fell", {})
+        alarm = open_alarm(connection, MODEL)
+    assert alarm is not None
+    assert "0.500" in run("drift", "--hours", "48") and "open: it fell" in run("drift")
+    assert json.loads(run("drift", "--json"))["windows"][0]["overlap"]["low"] is None  # of one query nothing is sure
+    assert "is closed by local: seen" in run("drift", "--close", str(alarm.id), "--reason", "seen")
+    assert "train 2" in run("labels", "statistics")
+    assert json.loads(run("labels", "statistics", "--json"))["repeat_overlap"]["value"] == 0.75
