@@ -57,7 +57,8 @@ def groups_of(
 
 def _bits(hashes: NDArray[np.uint64], one: int) -> NDArray[np.int64]:
     """In how many bits each hash [n] differs from ``one``."""
-    return np.bitwise_count(hashes ^ np.uint64(one)).astype(np.int64)
+    bits: NDArray[np.int64] = np.bitwise_count(hashes ^ np.uint64(one)).astype(np.int64)
+    return bits
 
 
 def _stored(connection: Connection, item_ids: set[int]) -> dict[int, tuple[int, bytes]]:

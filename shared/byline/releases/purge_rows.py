@@ -7,12 +7,12 @@ kept for ever, but for what they say of a withdrawn item: an array loses its ent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, MappingResult, text
 
 Ids = NDArray[np.int64]
 
@@ -103,14 +103,14 @@ def rows_naming(connection: Connection, corpus_id: str, item_ids: Sequence[int])
     return found
 
 
-def _rankings(connection: Connection, models: Sequence[str]) -> Iterable[Mapping[str, object]]:
+def _rankings(connection: Connection, models: Sequence[str]) -> MappingResult:
     query = text(
         "SELECT id, item_ids, tau, standard_error, tau_halves, samples FROM rankings WHERE model_id = ANY(:models)"
     )
     return connection.execute(query.execution_options(yield_per=256), {"models": models}).mappings()
 
 
-def _shortlists(connection: Connection, models: Sequence[str]) -> Iterable[Mapping[str, object]]:
+def _shortlists(connection: Connection, models: Sequence[str]) -> MappingResult:
     query = text(
         "SELECT s.query_id, s.candidate_set, s.nearest, s.by_head, s.explored FROM shortlists s"
         " JOIN queries q ON q.id = s.query_id WHERE q.model_id = ANY(:models)"
