@@ -7,7 +7,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos demo bench-teacher bench-corpus bench-head bench-index bench-lookup bench-swap study-refresh up down
+.PHONY: help setup protos lint test test-unit test-integration test-e2e chaos two-hosts demo bench-teacher bench-corpus bench-head bench-index bench-load bench-lookup bench-swap study-refresh fuzz breaking publish-protos up down
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,22 @@ test-integration: setup ## Tests on real Postgres and Redis
 test-e2e: setup ## Tests with real processes
 	$(PYTEST) tests/e2e
 
-chaos: setup ## Tests that kill processes in the middle of jobs
-	$(PYTEST) tests/e2e/test_kills.py
+two-hosts: setup ## Workers in a network namespace of their own, the link cut for a while (root and iproute2; 2 minutes)
+	BYLINE_TEST_TWO_HOSTS=1 $(PYTEST) tests/e2e/test_two_hosts.py
+
+chaos: setup ## 10,000 jobs while everything dies in turn; verdict, seed and history in reports/chaos (25 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.chaos
+
+fuzz: setup ## 12,000 damaged images and requests; reports/fuzz/result.json (about five minutes)
+	rm -f reports/fuzz/result.json
+	BYLINE_TEST_FUZZ_INPUTS=12000 BYLINE_TEST_FUZZ_REPORT=$(CURDIR)/reports/fuzz/result.json $(PYTEST) tests/integration/gateway/test_fuzz.py
+
+breaking: setup ## Are the protos still compatible with those that were published?
+	$(BIN)/buf breaking protos --against protos/published.binpb
+
+publish-protos: breaking ## Let the protos as they are now be those that later ones must be compatible with
+	$(BIN)/buf build protos -o protos/published.binpb --exclude-source-info
+
 
 demo: setup ## The whole path on real images; writes reports/demo/index.html
 	$(BIN)/byline demo
@@ -61,6 +75,9 @@ bench-index: setup ## Index tiers beside the bare FAISS call and plain scans, 10
 
 bench-head: setup ## Our head's trainer beside the published recipe: time and held-out mAP (20 minutes of one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_head
+
+bench-load: setup ## Lookups a second at which p99 stays in target, and what happens at twice that (5 minutes on two quiet cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_load
 
 bench-lookup: setup ## The fast tier end to end over gRPC at 120k x 768, real servers and services (20 minutes on two quiet cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_lookup
