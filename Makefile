@@ -55,7 +55,7 @@ fuzz: setup ## 12,000 damaged images and requests; reports/fuzz/result.json (abo
 	BYLINE_TEST_FUZZ_INPUTS=12000 BYLINE_TEST_FUZZ_REPORT=$(CURDIR)/reports/fuzz/result.json $(PYTEST) tests/integration/gateway/test_fuzz.py
 
 breaking: setup ## Are the protos still compatible with those that were published?
-	$(BIN)/buf breaking protos --against protos/published.binpb
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh protos/breaking.sh
 
 publish-protos: breaking ## Let the protos as they are now be those that later ones must be compatible with
 	$(BIN)/buf build protos -o protos/published.binpb --exclude-source-info

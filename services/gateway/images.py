@@ -91,6 +91,8 @@ def _claimed(metadata: wire.UploadImageRequest.Metadata) -> str:
         raise InvalidRequest("metadata.sha256", "must be 64 hexadecimal digits", value=metadata.sha256[:80])
     if metadata.offset < 0 or (metadata.offset and not (sha256 and metadata.size_bytes)):
         raise InvalidRequest("metadata.offset", "needs size_bytes and sha256, and must not be negative")
+    if metadata.offset > metadata.size_bytes:
+        raise InvalidRequest("metadata.offset", "is beyond the end of the file", value=metadata.offset)
     return sha256
 
 

@@ -22,6 +22,7 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from byline import tracing
+from byline.errors import InvalidRequest
 from byline.security.errors import MalformedRequest, MethodUnknown
 from byline.security.scopes import Principal
 from byline.telemetry import RPC_IN_FLIGHT
@@ -73,6 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def admitted(request: Any, context: Any) -> Any:
             principal = await self._guard.admit(method, _sound(request), context.invocation_metadata())
+            refuse_nul(request)
             async with self._recorded(method, principal, request):
                 return await handler.unary_unary(request, context)
 
@@ -128,6 +130,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 principal = await self._guard.admit(method, _sound(request), context.invocation_metadata())
+                refuse_nul(request)
                 with self._guard.stream(principal):
                     async for response in behavior(request, context):
                         yield response
@@ -174,8 +177,20 @@ def _sound(request: Any) -> Any:
     return request
 
 
+def refuse_nul(message: Any, prefix: str = "") -> None:
+    """InvalidRequest for the first text with a NUL character: Postgres can keep none, and no text needs one."""
+    for field, value in message.ListFields():
+        if field.cpp_type == field.CPPTYPE_STRING and field.type != field.TYPE_BYTES:
+            if any("\0" in text for text in (value if field.is_repeated else (value,))):
+                raise InvalidRequest(f"{prefix}{field.name}", "must not contain NUL characters")
+        elif field.cpp_type == field.CPPTYPE_MESSAGE and not field.message_type.GetOptions().map_entry:
+            for position, inner in enumerate(value if field.is_repeated else (value,)):
+                refuse_nul(inner, f"{prefix}{field.name}{f'[{position}]' if field.is_repeated else ''}.")
+
+
 async def _rejoined(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     if first is not None:
+        refuse_nul(first)
         yield first
     async for message in rest:
         yield _sound(message)

@@ -47,6 +47,26 @@ def test_the_protos_pass_buf_lint_with_comments_required() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(shutil.which("buf", path=str(Path(sys.executable).parent)) is None, reason="buf-bin not installed")
+def test_the_protos_are_compatible_with_those_that_were_published(tmp_path: Path) -> None:
+    """`make publish-protos` after a compatible change is released; never to silence this."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def compare(root: Path) -> subprocess.CompletedProcess[str]:
+        script = root / "protos" / "breaking.sh"
+        return subprocess.run(["sh", script], env=environment, capture_output=True, text=True, timeout=120)
+
+    done = compare(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The check is a check: a field taken away is noticed.
+    shutil.copytree(PROTOS, tmp_path / "protos")
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    changed = tmp_path / "protos" / "attribution" / "v1" / "attribution_service.proto"
+    changed.write_text(changed.read_text().replace("bool validate_only = 4", "bool validate_only = 14"))
+    done = compare(tmp_path)
+    assert done.returncode != 0 and "validate_only" in done.stdout
+
+
 @pytest.mark.parametrize("path", sorted((PROTOS / "attribution").rglob("*.proto")), ids=lambda path: path.name)
 def test_every_declaration_of_the_api_has_a_comment_above_it(path: Path) -> None:
     lines = path.read_text().splitlines()

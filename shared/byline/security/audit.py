@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,9 +89,20 @@ def event(
 ) -> Any:  # fmt: skip
     """The statement that records an event, for the transaction of what it tells of."""
     return insert(_events).values(
-        principal=principal, project_id=project_id, action=action, resource=resource, request_id=request_id,
-        decision=decision, detail=dict(detail or {}),
+        principal=principal, project_id=_storable(project_id), action=action, resource=_storable(resource),
+        request_id=_storable(request_id), decision=decision, detail=_storable(dict(detail or {})),
     )  # fmt: skip
+
+
+def _storable(value: Any) -> Any:
+    """As Postgres can keep it: a refusal must be recorded whatever the request held (no NUL, no NaN)."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {_storable(key): _storable(one) for key, one in value.items()}
+    return value
 
 
 class AuditLog:

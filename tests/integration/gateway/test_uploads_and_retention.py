@@ -69,6 +69,9 @@ def test_a_broken_upload_goes_on_where_it_broke_and_ends_as_the_same_image(stub:
     with pytest.raises(grpc.RpcError) as caught:
         upload(stub, [DATA[150:]], size_bytes=len(DATA), sha256=DIGEST, offset=150)
     assert reason(caught.value) == "INVALID_REQUEST"
+    with pytest.raises(grpc.RpcError) as caught:
+        upload(stub, [], size_bytes=len(DATA), sha256=DIGEST, offset=2**53)
+    assert reason(caught.value) == "INVALID_REQUEST"
     image = upload(stub, [DATA[100:]], size_bytes=len(DATA), sha256=DIGEST, offset=100)
     assert image.name == NAME
     state = stub.GetImageUpload(wire.GetImageUploadRequest(name=NAME), timeout=20)
