@@ -90,8 +90,8 @@ def stats(model: Model = None, as_json: Annotated[bool, typer.Option("--json", h
     return None
 
 
-@app.command("statistics")
-def statistics(
+@app.command("quality")
+def quality(
     model: Model = None,
     address: Annotated[str | None, typer.Option(help="host:port of the gateway (BYLINE_GRPC_ADDRESS).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -99,7 +99,6 @@ def statistics(
     """How many labels there are, how reliable they are, and what their shortlists miss; asks the gateway."""
     from byline.cli.curation import open_curation
     from byline.cli.drift import estimate
-    from byline.cli.operator import say
 
     client, model_id = open_curation(address, model)
     with client:

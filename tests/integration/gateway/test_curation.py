@@ -208,5 +208,5 @@ def test_the_command_line_shows_drift_and_labels_and_closes_an_alarm(
     assert "0.500" in run("drift", "--hours", "48") and "open: it fell" in run("drift")
     assert json.loads(run("drift", "--json"))["windows"][0]["overlap"]["low"] is None  # of one query nothing is sure
     assert "is closed by local: seen" in run("drift", "--close", str(alarm.id), "--reason", "seen")
-    assert "train 2" in run("labels", "statistics")
-    assert json.loads(run("labels", "statistics", "--json"))["repeat_overlap"]["value"] == 0.75
+    assert "train 2" in run("labels", "quality")
+    assert json.loads(run("labels", "quality", "--json"))["repeat_overlap"]["value"] == 0.75
