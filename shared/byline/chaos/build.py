@@ -2,7 +2,7 @@
 
 Why it exists: faults are about processes and rows, not about the quality of answers, so everything is as small as the
 real builders allow. The two releases hold *different* items (each lacks some of the other's): an answer that mixes both
-is then seen in its items.
+is then seen in its items. Those items are moved to another corpus, or else the releases' deltas would soon hold them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.ingest import ingest
@@ -25,6 +25,7 @@ from byline.releases.manifest import ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
 
 MODEL_ID = CORPUS_ID = "chaos"
+APART_CORPUS_ID = "chaos-apart"
 #: One encoder: a worker that was killed is back in seconds.
 FEATURES = "efficientnet_lite0"
 ITEMS = 48
@@ -98,6 +99,11 @@ def build_world(root: Path, engine: Engine, blobs: BlobStore, corpus: Path, seed
         )  # fmt: skip
         registry.register(ReleaseManifest.read(directory), directory)
         embeddings[release_id] = head.embed_queries(asked)
+    catalog.add_corpus(APART_CORPUS_ID)
+    apart = [item.item_id for item in (*items[:APART], *items[len(items) - APART :])]
+    with engine.begin() as connection:
+        moved = text("UPDATE items SET corpus_id = :corpus WHERE item_id = ANY(:ids)")
+        connection.execute(moved, {"corpus": APART_CORPUS_ID, "ids": apart})
     registry.activate(MODEL_ID, "r1")
     return TinyWorld(
         tuple((each, item.caption) for each, item in zip(data, items, strict=True)), embeddings,

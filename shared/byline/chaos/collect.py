@@ -5,7 +5,7 @@ Why it exists: the checker sees values only; the three statements that read them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import Connection, Engine, text
 
@@ -24,6 +24,19 @@ _RESULTS = text("""
               FROM jsonb_array_elements(COALESCE(result->'influences', '[]'::jsonb)) AS one) AS items
     FROM job_results ORDER BY created_at, job_id
 """)
+
+
+_DELTAS = text("SELECT release_id, item_id FROM release_delta_items ORDER BY release_id, item_id")
+
+
+def with_deltas(engine: Engine, release_items: Mapping[str, frozenset[int]]) -> dict[str, frozenset[int]]:
+    """The items of each release, with those that were added to it since it was built."""
+    found = dict(release_items)
+    with engine.connect() as connection:
+        for release_id, item_id in connection.execute(_DELTAS):
+            if release_id in found:
+                found[release_id] |= {item_id}
+    return found
 
 
 def collect(engine: Engine) -> Iterator[Entry]:

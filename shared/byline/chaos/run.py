@@ -15,7 +15,7 @@ from typing import Any
 
 from byline.chaos.build import TinyWorld
 from byline.chaos.checker import Verdict, check
-from byline.chaos.collect import collect
+from byline.chaos.collect import collect, with_deltas
 from byline.chaos.faults import FAILED, Attack, faults, inject
 from byline.chaos.history import Fault, History
 from byline.chaos.load import Load
@@ -50,7 +50,8 @@ def attack(
     """
     rng = random.Random(seed)
     load = Load(system.address, world, asks, corpus_id=corpus_id, model_id=model_id, clock=clock)
-    attacker = Attack(system, load, rng, model_id, lease_s, sorted(frozenset().union(*world.release_items.values())))
+    common = sorted(frozenset.intersection(*world.release_items.values()))
+    attacker = Attack(system, load, rng, model_id, lease_s, common)
     known = faults(attacker)
     if unknown := set(only) - set(known):
         raise InvalidRequest("faults", f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -73,7 +74,8 @@ def attack(
     stuck = _come_to_rest(system, rest_within_s)
     rested = clock()
     load.read_all()
-    history = History.of([*load.entries, *done, *collect(system.engine)], world.release_items)
+    entries = [*load.entries, *done, *collect(system.engine)]
+    history = History.of(entries, with_deltas(system.engine, world.release_items))
     verdict = check(history)
     figures = _figures(system, load, history, verdict) | {
         "seconds_attacked": round(attacked - begun, 1), "seconds_to_rest": round(rested - attacked, 1),

@@ -99,6 +99,7 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
     )  # fmt: skip
     os.environ["BYLINE_LOOKUP_QUEUE_BOUND"] = str(a.queue_bound)
     with running(work / "system", release, feature_spec=a.features, model_directory=a.model) as system:
+        system.schedule(first=a.first)
         _offer(system, release, 20.0, 3.0, a.seed)  # warm
         climb: list[dict[str, Any]] = []
         for rate in a.rates:
@@ -116,7 +117,7 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "target_p99_ms": a.target_p99_ms, "queue_bound": a.queue_bound, "sustained_per_s": good, "climb": climb,
         "overload": over, "drained_s": round(drained, 2), "after": after, "jobs": jobs, "lost": lost,
-        "load_average": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0], "scheduled_first": a.first,
         "release": {"items": a.items, "dim": a.dim, "index": release.index_factory},
     }  # fmt: skip
 
@@ -167,6 +168,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each rate")
     parser.add_argument("--target-p99-ms", type=float, default=50.0)
     parser.add_argument("--queue-bound", type=int, default=600, help="lookups that may wait")
+    parser.add_argument("--first", action="store_true", help="schedule all that is measured before everything else of "
+                        "the machine (as root): as near to a quiet one as a busy one comes")
     parser.add_argument("--features", default="efficientnet_lite0")
     parser.add_argument("--corpus", type=Path, default=ROOT / "data/openclipart/items.parquet")
     parser.add_argument("--model", type=Path, default=ROOT / "data/generator")

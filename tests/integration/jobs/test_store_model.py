@@ -157,12 +157,14 @@ def store_machine(store: JobStore, engine) -> type[RuleBasedStateMachine]:
                 self.models[job_id].results[first.stage] = mine[job_id].fence
                 self.models[job_id].state = State.SUCCEEDED
 
-        @rule(target=claims, job_id=jobs)
-        def let_a_crash_of_postgres_forget_the_claim(self, job_id):
+        @rule(target=claims, forgotten=claims)
+        def let_a_crash_of_postgres_forget_the_claim(self, forgotten):
             """Claims are not flushed: the last one may be gone, with its event; another worker gets the same fence."""
+            job_id = forgotten.job.id
             model = self.models[job_id]
             last = store.events(job_id)[-1]
-            if model.state is not State.RUNNING or (last.from_state, last.to_state) != (State.QUEUED, State.RUNNING):
+            fresh = (last.from_state, last.to_state) == (State.QUEUED, State.RUNNING)
+            if model.state is not State.RUNNING or not model.held_by(forgotten) or not fresh:
                 return multiple()
             with engine.begin() as connection:
                 connection.execute(text("SET LOCAL session_replication_role = replica"))  # as recovery, past triggers
