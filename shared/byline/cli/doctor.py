@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from byline.client.connection import client_options
 from byline.config import load_settings
 
-_MARKS = {"ok": "[green]ok[/]", "skipped": "[dim]skipped[/]", "warning": "[yellow]warning[/]",
-          "failure": "[red]failure[/]"}  # fmt: skip
+_MARKS = {
+    "ok": "[green]ok     [/]", "skipped": "[dim]skipped[/]", "warning": "[yellow]warning[/]",
+    "failure": "[red]failure[/]",
+}  # fmt: skip
 
 
 def doctor(
@@ -34,9 +35,11 @@ def doctor(
     if as_json:
         typer.echo(json.dumps({"level": level, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
+        console = Console(soft_wrap=True, highlight=False)
+        width = max(len(finding.check) for finding in findings)
         for finding in findings:
-            table.add_row(_MARKS[finding.level], finding.check, escape(finding.found), escape(finding.advice))
-        Console().print(table)
+            console.print(f"{_MARKS[finding.level]} {finding.check:<{width}}  {escape(finding.found)}")
+            if finding.advice:
+                console.print(f"{'':<8}{'':<{width}}  → {escape(finding.advice)}")
     if level is Level.FAILURE:
         raise typer.Exit(1)
