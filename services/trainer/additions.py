@@ -36,6 +36,8 @@ log = get_logger(__name__)
 
 #: Items encoded at a time: found after a second or so even where a thousand come at once.
 BLOCK = 32
+#: A release whose delta could not be kept is tried again after so long (seconds).
+_AGAIN_S = 30.0
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 7))")
 
 
@@ -63,7 +65,13 @@ class Additions:
     """
 
     def __init__(
-        self, engine: Engine, model_id: str, encoder_of: Callable[[ReleaseManifest], ItemEncoder], *, block: int = BLOCK
+        self,
+        engine: Engine,
+        model_id: str,
+        encoder_of: Callable[[ReleaseManifest], ItemEncoder],
+        *,
+        block: int = BLOCK,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._model_id = model_id
@@ -74,6 +82,8 @@ class Additions:
         self._deltas = DeltaStore(engine)
         self._targets: dict[str, _Target] = {}
         self._unusable: set[int] = set()
+        self._clock = clock
+        self._failed: dict[str, float] = {}
 
     def catch_up_all(self, stop: Callable[[], bool] = lambda: False) -> int:
         """Bring the deltas of the active release and the one before up to date; how many items were embedded.
@@ -87,11 +97,14 @@ class Additions:
         wanted = [active.release_id, *filter(None, [active.previous_release_id])]
         self._targets = {name: target for name, target in self._targets.items() if name in wanted}
         for release_id in wanted:
+            if self._clock() - self._failed.get(release_id, -_AGAIN_S) < _AGAIN_S:
+                continue
             try:
                 done += self.catch_up(release_id, stop)
             except DatabaseUnavailable:
                 raise
             except BylineError as error:
+                self._failed[release_id] = self._clock()
                 log.warning("delta_not_kept", release_id=release_id, reason=error.reason, error=error.message)
         return done
 
@@ -102,10 +115,10 @@ class Additions:
         was in the corpus at its beginning can be found.
         """
         corpus_id = self._catalog.model(self._model_id).corpus_id
+        target = self._target(release_id)  # also where nothing waits: the next item must not wait for encoders
         state = self._deltas.state(release_id)
         if state.corpus_sequence == self._catalog.sequence(corpus_id):
             return 0
-        target = self._target(release_id)
         now, listed = self._catalog.added_since(corpus_id, state.corpus_sequence)
         done = 0
         while not stop():
@@ -142,6 +155,8 @@ class Additions:
         rows, usable = self._features(target.encoder, items)
         embeddings = target.head.embed_items(rows) if len(usable) else _nothing(target.head)
         self._deltas.add(release_id, [item.item_id for item in usable], embeddings, covered)
+        # Withdrawn meanwhile, or broken: not to be waited for.
+        self._unusable.update(set(ids) - {item.item_id for item in usable})
         return len(ids)
 
     def _features(self, encoder: ItemEncoder, items: Sequence[Item]) -> tuple[npt.NDArray[np.float32], list[Item]]:

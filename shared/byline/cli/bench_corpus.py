@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(system: BenchSystem, new: Sequence[NewItem], first: bool) -> dict[str, object]:
     with CorpusClient(system.address, "bench", model="bench", timeout=60) as client:
         # Encoders are loaded, the release is opened: as in a system that runs.
-        client.wait_until_found(CORPUS_ID, 0, timeout=180)
+        client.wait_until_found(CORPUS_ID, 0, timeout=900)
         if first:
             system.schedule(first=True)
         others = Others(lambda: sum(system.cpu_seconds().values()) + sum(psutil.Process().cpu_times()[:4]))

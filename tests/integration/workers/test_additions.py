@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from byline.catalog.decode import decode_image
 from byline.catalog.items import Item
 from byline.catalog.look import look_of
+from byline.errors import FeatureMismatch
 from byline.features import FeatureExtractor
 from byline.jobs.runner import RunOutcome
 from byline.ranker.head import load_head
@@ -139,3 +141,34 @@ def test_a_copy_joins_the_group_and_takes_no_second_place(world: World, addition
     assert sorted(ranks.values()) == [1, 2, 3]
     apart = _asks_for(world, original, top_k=3, payload={"copies": "apart"})
     assert [one["rank"] for one in apart["influences"]] == [1, 2, 3]
+
+
+def test_an_item_withdrawn_while_the_others_are_encoded_is_not_waited_for(world: World, additions: Additions):
+    inserted = world.bench.catalog.add_items("tiny", [_item(world, number) for number in ADDED])
+    encode = additions._target("r1").encoder.encode_items
+
+    class Encoder:
+        """Withdraws an item of a later block while it encodes the first."""
+
+        def encode_items(self, items):
+            world.bench.catalog.withdraw([105])
+            return encode(items)
+
+    additions._targets["r1"] = replace(additions._targets["r1"], encoder=Encoder())
+    additions.catch_up("r1")
+    store = DeltaStore(world.bench.engine)
+    assert store.ids("r1") == set(ADDED) - {105}
+    assert store.state("r1").corpus_sequence == inserted.sequence
+
+
+def test_a_release_that_cannot_be_opened_is_not_tried_again_at_once(world: World, tmp_path: Path):
+    now, tried = [0.0], []
+
+    def refused(manifest):
+        tried.append(manifest.release_id)
+        raise FeatureMismatch("other encoders")
+
+    additions = Additions(world.bench.engine, "tiny", refused, clock=lambda: now[0])
+    for now[0] in (0.0, 2.0, 29.0, 31.0):
+        assert additions.catch_up_all() == 0
+    assert tried == ["r1", "r1"]
