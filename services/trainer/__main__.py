@@ -23,6 +23,7 @@ from byline.db.session import make_engine
 from byline.errors import BylineError, ModelNotFound, SettingsInvalid
 from byline.evaluation.result_file import git_commit
 from byline.releases.garbage import KeepRule
+from byline.security.signing import Keyring
 from services.trainer.additions_setup import start_additions
 from services.trainer.alarms import DriftAlarms
 from services.trainer.gate import GateLimits
@@ -60,6 +61,7 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
         limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs, width=settings.trainer_width,
         git_sha=git_commit(repository_root()), index_factory=settings.index_factory,
+        keyring=Keyring.parse(settings.signing_key),
     )
 
 
@@ -99,7 +101,8 @@ class Encoding:
             lambda: model, settings.curation_selection,
         )
         evidence = QueryEvidence(extractor, model, blobs, settings.cache_dir, record.corpus_id, seed=settings.seed)
-        additions = Additions(self._engine, settings.model_id, lambda manifest: features)
+        keyring = Keyring.parse(settings.signing_key)
+        additions = Additions(self._engine, settings.model_id, lambda manifest: features, keyring=keyring)
         return Refresher(self._engine, settings.release_dir, features, refresh_settings(settings), sketches, evidence,
                          before_activation=additions.catch_up)
 

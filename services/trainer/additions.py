@@ -30,6 +30,7 @@ from byline.releases.delta import DeltaStore
 from byline.releases.loader import load_release
 from byline.releases.manifest import ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
+from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -71,8 +72,10 @@ class Additions:
         encoder_of: Callable[[ReleaseManifest], ItemEncoder],
         *,
         block: int = BLOCK,
+        keyring: Keyring = NOT_SIGNED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._keyring = keyring
         self._engine = engine
         self._model_id = model_id
         self._encoder_of = encoder_of
@@ -182,7 +185,7 @@ class Additions:
         if release_id not in self._targets:
             record = self._registry.get(release_id)
             encoder = self._encoder_of(record.manifest)
-            release = load_release(record.directory, expected=record.manifest)
+            release = load_release(record.directory, expected=record.manifest, keyring=self._keyring)
             self._targets[release_id] = _Target(release.head, frozenset(release.catalogue), encoder)
         return self._targets[release_id]
 

@@ -16,6 +16,7 @@ from byline.catalog.store import CatalogStore
 from byline.config import Settings
 from byline.db.session import make_engine
 from byline.errors import FeatureMismatch
+from byline.security.signing import Keyring
 from byline.telemetry import get_logger
 from services.trainer.additions import Additions, AdditionsThread
 
@@ -67,4 +68,4 @@ def additions_of(settings: Settings) -> Additions:
             )
         return features
 
-    return Additions(engine, settings.model_id, encoder_of)
+    return Additions(engine, settings.model_id, encoder_of, keyring=Keyring.parse(settings.signing_key))

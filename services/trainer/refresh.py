@@ -41,6 +41,7 @@ from byline.releases.labelled import LabelledPlaces
 from byline.releases.manifest import HEAD, LabelSet, RefreshSection, RefreshTrigger, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
+from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
 from services.trainer.candidates import Candidate, FitPlan, Previous, Start, best_of, fit_candidates
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
@@ -109,6 +110,8 @@ class RefreshSettings:
     git_sha: str = ""
     #: Of the release's index; ``auto`` chooses by size and measured recall.
     index_factory: str = AUTO
+    #: Signs the manifest, if it has a key.
+    keyring: Keyring = NOT_SIGNED
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Refresher:
             calibrator=calibration.calibrator.to_json(),
             metrics={**_metrics(report, decision, chosen, labels), "sketches": {"left_out": why_not},
                      "calibration": calibration.to_json()},
-            parent=record.release_id if record else None, sketches=sketches,
+            parent=record.release_id if record else None, sketches=sketches, keyring=self._settings.keyring,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
             created_at=now, git_sha=settings.git_sha, index_factory=settings.index_factory,

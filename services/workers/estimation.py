@@ -34,6 +34,7 @@ from byline.releases.loader import Release, load_release
 from byline.releases.registry import ReleaseRegistry
 from byline.releases.sketches import ReleaseSketches
 from byline.security.decoding import decode_untrusted
+from byline.security.signing import NOT_SIGNED, Keyring
 from byline.teachers import TeacherQuery
 from byline.teachers.token_gradients import TokenGradients
 from services.workers.answer import Answer, estimated_answer, item_ids_of
@@ -104,7 +105,10 @@ def shortlisted(
 class OpenReleases:
     """The releases this child answers estimates from: the active one and the one before stay open."""
 
-    def __init__(self, registry: ReleaseRegistry, model_id: str, device: str = "cpu") -> None:
+    def __init__(
+        self, registry: ReleaseRegistry, model_id: str, device: str = "cpu", keyring: Keyring = NOT_SIGNED
+    ) -> None:
+        self._keyring = keyring
         self._registry = registry
         self._model_id = model_id
         self._device = device
@@ -124,7 +128,7 @@ class OpenReleases:
 
     def _load(self, release_id: str) -> Release:
         record = self._registry.get(release_id)
-        return load_release(record.directory, expected=record.manifest, device=self._device)
+        return load_release(record.directory, expected=record.manifest, device=self._device, keyring=self._keyring)
 
 
 class EstimateStage:

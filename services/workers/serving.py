@@ -28,6 +28,7 @@ from byline.releases.holder import ReleaseHolder, Swap
 from byline.releases.loader import Release, load_release
 from byline.releases.manifest import ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
+from byline.security.signing import Keyring
 from byline.telemetry import RELEASE_INFO, SWAP_SECONDS, get_logger
 from services.workers.report import WorkerState
 
@@ -168,7 +169,10 @@ class Serving:
 
     def _load(self, release_id: str) -> Served:
         record = self._registry.get(release_id)
-        release = load_release(record.directory, expected=record.manifest, device=self._settings.device)
+        keyring = Keyring.parse(self._settings.signing_key)
+        release = load_release(
+            record.directory, expected=record.manifest, device=self._settings.device, keyring=keyring
+        )
         manifest, calibrator = release.manifest, Calibrator.from_json(release.calibrator)
         asked = calibrator.abstention.evidence if calibrator.abstention is not None else None
         extractor = self._extractor(manifest, manifest.feature_spec, manifest.preprocessing_hash)

@@ -21,6 +21,7 @@ from byline.jobs.store import JobStore
 from byline.rankings.controls import is_paused
 from byline.rankings.store import RankingStore
 from byline.releases.registry import ReleaseRegistry
+from byline.security.signing import Keyring
 from services.workers.estimation import EstimateStage, OpenReleases
 from services.workers.models import ALL, settings_of
 from services.workers.ranking import RankStage
@@ -75,7 +76,10 @@ class SlowStages:
             catalog=self._catalog, blobs=self._blobs, device=settings.device, seed=settings.seed,
         )  # fmt: skip
         estimate = EstimateStage(
-            store=self._store, releases=OpenReleases(ReleaseRegistry(self._engine), settings.model_id, settings.device),
+            store=self._store,
+            releases=OpenReleases(
+                ReleaseRegistry(self._engine), settings.model_id, settings.device, Keyring.parse(settings.signing_key)
+            ),
             bench=bench, blobs=self._blobs, withdrawn=withdrawn, draws=settings.estimate_draws,
             clock=time.perf_counter,
         )  # fmt: skip

@@ -19,9 +19,12 @@ from rich.table import Table
 
 from byline.config import load_settings
 from byline.db import make_engine
-from byline.errors import InvalidRequest
+from byline.errors import InvalidRequest, SettingsInvalid
+from byline.releases.manifest import verify_files
+from byline.releases.registry import ReleaseRegistry
 from byline.security.keys import KeyRecord, KeyStore
 from byline.security.scopes import ALL_SCOPES, PROJECT_SCOPES
+from byline.security.signing import SIGNATURE, Keyring, sign_manifest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, list and revoke API keys.")
 
@@ -91,6 +94,30 @@ def revoke(
         typer.echo(json.dumps(_plain(record), indent=1))
         return
     typer.echo(f"revoked {record.id} ({record.name})")
+
+
+@app.command("sign-release")
+def sign_release(release: Annotated[str, typer.Argument(help="Id of the release.")]) -> None:
+    """Sign a release from before BYLINE_SIGNING_KEY was set, or with the new key of a rotation.
+
+    Its files are compared with the manifest that the registry holds; where they came from is yours to know.
+    """
+    settings = load_settings()
+    keyring = Keyring.parse(settings.signing_key)
+    if not keyring:
+        raise SettingsInvalid("set BYLINE_SIGNING_KEY to the key that is to sign", variable="BYLINE_SIGNING_KEY")
+    engine = make_engine(settings.database_url, pool_size=1, application="byline-keys")
+    try:
+        record = ReleaseRegistry(engine).get(release)
+    finally:
+        engine.dispose()
+    verify_files(record.directory, record.manifest)
+    mode = record.directory.stat().st_mode
+    record.directory.chmod(mode | 0o200)
+    (record.directory / SIGNATURE).unlink(missing_ok=True)
+    sign_manifest(record.directory, record.manifest.digest, keyring)
+    record.directory.chmod(mode)
+    typer.echo(f"signed {release} with key {keyring.key_ids[0]}")
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from byline.releases.manifest import (
     make_release_id,
 )
 from byline.releases.sketches import SketchParts, index_section, write_sketches
+from byline.security.signing import NOT_SIGNED, Keyring, sign_manifest
 
 Features = NDArray[np.float32]
 
@@ -78,6 +79,7 @@ def build_release(
     sketches: SketchParts | None = None,
     refresh: RefreshSection | None = None,
     labelled: LabelledPlaces | None = None,
+    keyring: Keyring = NOT_SIGNED,
 ) -> Path:
     """Embed ``item_features`` [n, d_in] with the head, index them, and write ``root/<release_id>``.
 
@@ -86,7 +88,8 @@ def build_release(
     one (``byline.index.choice``; it is then that of the sketches, too); the manifest says how it came out. Recall is
     measured with ``index_queries`` [q, d_in], features of real queries, filled up with the items' own where they are
     few. With ``sketches`` the release serves the ESTIMATED tier, with ``labelled`` it tells queries that are far from
-    all labelled ones. FeatureMismatch when ids, features, sketches and catalogue do not belong together;
+    all labelled ones. With a ``keyring`` the manifest is signed. FeatureMismatch when ids, features, sketches and
+    catalogue do not belong together;
     ReleaseNotEligible when the release exists already. Returns the directory.
     """
     ids = np.asarray(item_ids, dtype=np.int64)
@@ -139,7 +142,8 @@ def build_release(
             files=files,
         )
         manifest.write(working)
-        return _publish(working, root / manifest.release_id, (*names, MANIFEST))
+        signature = sign_manifest(working, manifest.digest, keyring)
+        return _publish(working, root / manifest.release_id, (*names, MANIFEST, *signature))
     finally:
         if working.exists():
             working.chmod(0o755)

@@ -26,6 +26,7 @@ from byline.releases.golden import GoldenQueries
 from byline.releases.labelled import LABELLED, LabelledPlaces
 from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest, verify_files
 from byline.releases.sketches import ReleaseSketches, open_sketches
+from byline.security.signing import NOT_SIGNED, Keyring, check_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,14 @@ class Release:
 
 
 def load_release(
-    directory: Path, mmap: bool = True, expected: ReleaseManifest | None = None, device: str = "cpu"
-) -> Release:
+    directory: Path, mmap: bool = True, expected: ReleaseManifest | None = None, device: str = "cpu",
+    keyring: Keyring = NOT_SIGNED,
+) -> Release:  # fmt: skip
     """Open and verify a release directory; asking the golden queries also warms it.
 
     ``expected`` is the registry's copy of the manifest: FAISS parses native structures, so a service opens
-    only what the registry vouches for. ``device`` is where exact indexes are scanned. ReleaseCorrupt says what is
+    only what the registry vouches for and, with a ``keyring``, what one of its keys signed (SignatureInvalid).
+    ``device`` is where exact indexes are scanned. ReleaseCorrupt says what is
     missing, altered or does not fit.
     """
     directory = Path(directory)
@@ -104,6 +107,7 @@ def load_release(
         raise ReleaseCorrupt(
             f"the manifest in {directory.name} is not the registered one", release_id=expected.release_id
         )
+    check_manifest(directory, manifest.digest, keyring)
     verify_files(directory, manifest)
     release = Release(
         manifest=manifest,

@@ -63,10 +63,16 @@ class Keyring:
             raise SignatureInvalid("the signature does not fit: what it signs was altered", key=key_id)
 
 
-def sign_manifest(directory: Path, digest: str, keyring: Keyring) -> None:
-    """Write the signature of a manifest's digest beside it; nothing without a key."""
-    if keyring:
-        (directory / SIGNATURE).write_text(keyring.sign(_MANIFEST, digest.encode()) + "\n")
+#: For those who have no key: nothing is signed, nothing is asked for.
+NOT_SIGNED = Keyring()
+
+
+def sign_manifest(directory: Path, digest: str, keyring: Keyring) -> tuple[str, ...]:
+    """Write the signature of a manifest's digest beside it, nothing without a key; the names of the files written."""
+    if not keyring:
+        return ()
+    (directory / SIGNATURE).write_text(keyring.sign(_MANIFEST, digest.encode()) + "\n")
+    return (SIGNATURE,)
 
 
 def check_manifest(directory: Path, digest: str, keyring: Keyring) -> None:
