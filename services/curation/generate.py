@@ -63,6 +63,7 @@ class PromptRows:
             self._rows.clear()
             missing = list(dict.fromkeys(prompts))
         if missing:
+            missing.sort(key=len)  # equally long ones share a batch, which then holds little padding
             rows = np.asarray(self._encoder.encode([], missing), dtype=np.float32)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9
             self._rows.update(zip(missing, rows, strict=True))

@@ -29,6 +29,7 @@ from byline.ranker.head import Head, HeadConfig, feature_blocks
 from byline.releases.builder import build_release
 from byline.releases.delta import DeltaStore
 from byline.releases.delta_view import Deltas
+from byline.releases.labelled import LabelledPlaces
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
 from services.workers.child import WorkerChild
@@ -76,8 +77,9 @@ class World:
         )
 
     def publish(
-        self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None, head: Head | None = None
-    ) -> Path:
+        self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None, head: Head | None = None,
+        labelled: LabelledPlaces | None = None,
+    ) -> Path:  # fmt: skip
         """Build and register a release of the bench's items, with a head of its own or a given one."""
         items = self.bench.items
         images = [decode_image(self.bench.blobs.get(item.image_sha256)) for item in items]
@@ -105,6 +107,7 @@ class World:
             teacher_id="none",
             golden_features=features[:1],
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            labelled=labelled,
         )
         self.registry.register(ReleaseManifest.read(directory), directory)
         return directory
@@ -455,3 +458,21 @@ def test_a_worker_takes_a_lookup_without_any_doorbell(world: World, database_url
         assert len(world.bench.jobs.events(jobs[0].id)) == 3
     finally:
         child.close()
+
+
+def test_an_answer_says_how_far_its_query_is_from_everything_labelled(world: World) -> None:
+    bench = world.bench
+    own, other = bench.items[2], bench.items[3]
+    image = decode_image(bench.blobs.get(own.image_sha256))
+    row = world.extractor.extract([image], [own.caption])
+    width = row.shape[1]
+    places = LabelledPlaces(row / np.linalg.norm(row), np.zeros(width, np.float32), np.ones(width, np.float32), 0.05)
+    world.publish("r2", labelled=places)
+    world.registry.activate("tiny", "r2")
+    swapped_to(world, "r2")
+    known, strange = world.job(), world.job(prompt=other.caption, image_sha256=other.image_sha256)
+    for job in (known, strange):
+        world.run(job)
+    near, far = world.answer(known), world.answer(strange)
+    assert near["labelled_distance"] < 0.05 < far["labelled_distance"]
+    assert near["labelled_distance_limit"] == far["labelled_distance_limit"] == pytest.approx(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from byline.errors import ReleaseCorrupt
 from byline.releases.labelled import MOST_ROWS, LabelledPlaces
+from byline.releases.loader import load_release
 
 
 def _places(rng: np.random.Generator, n: int = 200, d: int = 6) -> tuple[LabelledPlaces, np.ndarray]:
@@ -64,3 +66,12 @@ def test_what_was_saved_is_what_is_loaded_and_other_widths_are_refused(tmp_path:
     for path, width in ((tmp_path / "labelled.safetensors", 7), (tmp_path / "nothing.safetensors", 6)):
         with pytest.raises(ReleaseCorrupt):
             LabelledPlaces.load(path, width)
+
+
+def test_a_release_carries_them_and_one_without_says_nothing(build: Callable[..., Path]) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    places = LabelledPlaces.of(rows, list(range(40)), seed=0)
+    assert places is not None
+    loaded = load_release(build(labelled=places)).labelled
+    assert loaded is not None and loaded.distance(rows[0]) == pytest.approx(0.0, abs=2e-3)
+    assert load_release(build(release_id="plain")).labelled is None
