@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings()
         telemetry.configure_logging("trainer", settings)
-        engine = make_engine(settings.database_url, pool_size=3, application="byline-trainer")
+        engine = make_engine(settings.database_url, pool_size=4, application="byline-trainer")
     except SettingsInvalid as error:
         print(error.message, file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ from byline.embedded.control import bring_down, bring_up
 from byline.embedded.status import read_status
 from byline.errors import ServerNotStarted
 from byline.evaluation.bench_lookup import Features, Marks, synthetic_features
-from byline.releases.manifest import ReleaseManifest
+from byline.releases.manifest import CATALOGUE, HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
 from byline.teachers.ranking import TeacherItem
 
@@ -77,24 +77,27 @@ def make_release(
     from byline.diffusion.model import DiffusionModel
     from byline.features import load_extractor
     from byline.features.registry import needs_model
-    from byline.ranker.head import Head, HeadConfig, feature_blocks
+    from byline.ranker.head import Head, HeadConfig, feature_blocks, load_head
     from byline.releases.builder import build_release
+    from byline.releases.catalogue import read_catalogue
 
     rng = np.random.default_rng(seed)
     model = DiffusionModel.load(model_directory, device) if needs_model(feature_spec) else None
     extractor = load_extractor(feature_spec, device=device, model=model)
     base = np.concatenate([extractor.extract([one.image], [one.caption]) for one in corpus])  # [b, d_in]
-    features = synthetic_features(base, items, rng)
-    asked = synthetic_features(base, queries, rng)
-    blocks = feature_blocks(extractor.spec.encoders, extractor.dims)
-    head = Head(HeadConfig(extractor.dim, blocks, (8,), dim, 0.0, item_prior=False))
-    head.initialise(base, asked, torch.Generator().manual_seed(seed if head_seed is None else head_seed))
-    ids = np.sort(rng.choice(1 << 40, items, replace=False))
-    catalogue = [_item(int(item_id), number, corpus, mark) for number, item_id in enumerate(ids)]
+    asked = synthetic_features(base, queries, np.random.default_rng([seed, 1]))
     release_id = f"bench-{items}x{dim}-{(index_factory or 'default').replace(',', '-')}{mark.strip('[]')}"
-    factory = {} if index_factory is None else {"index_factory": index_factory}
     directory = folder / release_id
-    if not directory.exists():  # kept by an earlier run
+    if directory.exists():  # kept by an earlier run
+        head, catalogue = load_head(directory / HEAD), list(read_catalogue(directory / CATALOGUE).values())
+    else:
+        features = synthetic_features(base, items, rng)
+        blocks = feature_blocks(extractor.spec.encoders, extractor.dims)
+        head = Head(HeadConfig(extractor.dim, blocks, (8,), dim, 0.0, item_prior=False))
+        head.initialise(base, asked, torch.Generator().manual_seed(seed if head_seed is None else head_seed))
+        ids = np.sort(rng.choice(1 << 40, items, replace=False))
+        catalogue = [_item(int(item_id), number, corpus, mark) for number, item_id in enumerate(ids)]
+        factory = {} if index_factory is None else {"index_factory": index_factory}
         build_release(
             folder, release_id=release_id, model_id=MODEL_ID, model_revision="bench", corpus_id=CORPUS_ID, head=head,
             feature_spec=extractor.spec.name, preprocessing_hash=extractor.preprocessing_hash, item_ids=ids,
@@ -106,6 +109,17 @@ def make_release(
         directory, release_id, catalogue, head.embed_queries(asked),
         [Picture(_png(one.image), one.caption) for one in corpus], ReleaseManifest.read(directory).index_factory,
     )  # fmt: skip
+
+
+def _schedule(thread: int, first: bool) -> None:
+    """One thread. One that stands back behind its process' others goes on doing so: real-time threads that use up a
+    whole core would be stopped by the kernel for a twentieth of each second, all of them."""
+    back = os.getpriority(os.PRIO_PROCESS, thread)
+    if back > 0 or os.sched_getscheduler(thread) == os.SCHED_BATCH:
+        os.sched_setscheduler(thread, os.SCHED_BATCH if first else os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, thread, -15 if first else 10)
+    else:
+        os.sched_setscheduler(thread, os.SCHED_RR if first else os.SCHED_OTHER, os.sched_param(1 if first else 0))
 
 
 def _item(item_id: int, number: int, corpus: Sequence[TeacherItem], mark: str) -> Item:
@@ -154,10 +168,7 @@ class BenchSystem:
                 with suppress(psutil.NoSuchProcess):
                     for thread in one.threads():
                         with suppress(ProcessLookupError):
-                            # A thread that stands back behind its process' others goes on standing back.
-                            back = os.getpriority(os.PRIO_PROCESS, thread.id) > 0
-                            policy = os.SCHED_RR if first else os.SCHED_OTHER
-                            os.sched_setscheduler(thread.id, policy, os.sched_param((1 if back else 2) * first))
+                            _schedule(thread.id, first)
 
     def _pids(self) -> list[int]:
         return [process.pid for process in read_status(self.settings.state_dir)]

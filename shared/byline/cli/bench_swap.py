@@ -34,10 +34,10 @@ from byline.cli.bench_lookup_system import (
     running,
     wait_for_quiet,
 )
-from byline.client import AsyncClient
+from byline.client import AsyncClient, Attribution
 from byline.embedded.status import read_status
 from byline.errors import BylineError, ServerNotStarted
-from byline.evaluation.bench_lookup import arrivals
+from byline.evaluation.bench_lookup import Asked, Features, arrivals, parts_of
 from byline.evaluation.bench_swap import Answered, Expected, SwapTime, draw, mixed_reason, summary
 from byline.evaluation.corpus_file import read_corpus
 from byline.evaluation.result_file import git_commit, write_result
@@ -54,10 +54,20 @@ _SWAP_S = 300.0
 
 @dataclass(frozen=True)
 class Made:
-    """A release of the bench, and what it answers to each picture."""
+    """A release of the bench, and what it says of each picture."""
 
     release: BenchRelease
     answers: list[Expected]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A lookup before it was looked at: of which picture, and the answer or the error."""
+
+    place: int
+    asked: Asked
+    found: Attribution | None
+    failed: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,9 +116,10 @@ def measure(a: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Callable
         system.schedule(first=a.first)
         others = Others(own)
         with _Memory(system) as memory:
-            answers, swaps = asyncio.run(_run(a, system, made))
+            heard, swaps = asyncio.run(_run(a, system, made))
         beside = {"cores_used_by_others": others.cores(), "load_average": os.getloadavg()[0]}
         system.schedule(first=False)
+        answers = _judged(heard, made, system)
         rollback_s = _rollback(system, registry, made[(a.swaps - 1) % RELEASES].release.release_id)
     result = summary(answers, swaps, a.rate) | {
         "rollback_seconds": rollback_s, "peak_memory_mb": max((size for _, size in memory.seen), default=0.0),
@@ -127,7 +138,7 @@ def measure(a: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Callable
 
 
 def _expected(release: BenchRelease, mark: str, a: argparse.Namespace) -> list[Expected]:
-    """What the release answers to each picture, found without any service."""
+    """What the release says of each picture, found without any service."""
     from byline.catalog.decode import decode_image
     from byline.diffusion.model import DiffusionModel
     from byline.features import load_extractor
@@ -139,20 +150,24 @@ def _expected(release: BenchRelease, mark: str, a: argparse.Namespace) -> list[E
     opened = load_release(release.directory)
     found = []
     for picture in release.pictures:
-        hits = opened.search(extractor.extract([decode_image(picture.image)], [picture.prompt])[0], a.top_k)
-        found.append(Expected(tuple(hit.item_id for hit in hits), tuple(hit.score for hit in hits), mark))
+        embedding = opened.embed(extractor.extract([decode_image(picture.image)], [picture.prompt]))[0]
+
+        def scores(item_ids: Sequence[int], embedding: Features = embedding) -> Features:
+            return opened.index.vectors(np.asarray(item_ids, dtype=np.int64)) @ embedding
+
+        found.append(Expected(scores, mark))
     return found
 
 
 async def _run(a: argparse.Namespace, system: BenchSystem, made: Sequence[Made]
-               ) -> tuple[list[Answered], list[SwapTime]]:
+               ) -> tuple[list[Heard], list[SwapTime]]:
     """Ask at the rate from beginning to end; swap in the middle."""
     async with AsyncClient(system.address, project="bench", model=MODEL_ID, timeout=60) as client:
         for number in range(len(made[0].release.pictures)):  # every picture is known from here on
-            await _ask(a, client, made, number, time.time())
+            await _ask(a, client, made[0].release, number, time.time())
         swaps: list[SwapTime] = []
         ended = asyncio.Event()
-        asking = asyncio.create_task(_keep_asking(a, client, made, ended))
+        asking = asyncio.create_task(_keep_asking(a, client, made[0].release, ended))
         await asyncio.sleep(a.quiet)
         for number in range(1, a.swaps + 1):
             release_id = made[number % len(made)].release.release_id
@@ -166,33 +181,48 @@ async def _run(a: argparse.Namespace, system: BenchSystem, made: Sequence[Made]
         return await asking, swaps
 
 
-async def _keep_asking(a: argparse.Namespace, client: AsyncClient, made: Sequence[Made], ended: asyncio.Event
-                       ) -> list[Answered]:
+async def _keep_asking(a: argparse.Namespace, client: AsyncClient, release: BenchRelease, ended: asyncio.Event
+                       ) -> list[Heard]:
     """Poisson arrivals until told to end; each lookup on its own, however long the others take."""
     rng, start, number = np.random.default_rng(a.seed), time.time(), 0
-    tasks: list[asyncio.Task[Answered]] = []
+    tasks: list[asyncio.Task[Heard]] = []
     at = start
     while not ended.is_set():
         for gap in np.diff(arrivals(a.rate, 1.0, rng), prepend=0.0):
             at += float(gap)
             await asyncio.sleep(max(0.0, at - time.time()))
-            tasks.append(asyncio.create_task(_ask(a, client, made, number, at)))
+            tasks.append(asyncio.create_task(_ask(a, client, release, number, at)))
             number += 1
     return list(await asyncio.gather(*tasks))
 
 
-async def _ask(a: argparse.Namespace, client: AsyncClient, made: Sequence[Made], number: int, due: float) -> Answered:
-    place = number % len(made[0].release.pictures)
-    picture = made[0].release.pictures[place]
+async def _ask(a: argparse.Namespace, client: AsyncClient, release: BenchRelease, number: int, due: float) -> Heard:
+    place, begun = number % len(release.pictures), time.time()
+    picture = release.pictures[place]
     try:
         found = await client.attribute(picture.image, picture.prompt, top_k=a.top_k)
     except BylineError as error:
-        return Answered(due, time.time(), failed=f"{error.reason}: {error.message}")
-    ended = time.time()
-    release, job_release = (name.rpartition("/")[2] for name in (found.answer.release, found.job.release))
-    lines = [(one.item_id, one.cosine or 0.0, one.caption) for one in found.answer.influences]
-    expected = {one.release.release_id: one.answers[place] for one in made}
-    return Answered(due, ended, release, mixed=mixed_reason(release, job_release, lines, expected))
+        return Heard(place, Asked("", due, begun, time.time(), None), None, f"{error.reason}: {error.message}")
+    return Heard(place, Asked(found.job.id, due, begun, time.time(), found.answer.timings_ms), found)
+
+
+def _judged(heard: Sequence[Heard], made: Sequence[Made], system: BenchSystem) -> list[Answered]:
+    """Compare each answer with what its release says, and take its time apart."""
+    marks = system.marks([one.asked.job_id for one in heard if one.found is not None])
+    answers = []
+    for one in heard:
+        if one.found is None:
+            answers.append(Answered(one.asked.due, one.asked.ended, failed=one.failed))
+            continue
+        names = (one.found.answer.release, one.found.job.release)
+        release, job_release = (name.rpartition("/")[2] for name in names)
+        lines = [(line.item_id, line.cosine or 0.0, line.caption) for line in one.found.answer.influences]
+        mixed = mixed_reason(release, job_release, lines, {m.release.release_id: m.answers[one.place] for m in made})
+        known = marks.get(one.asked.job_id)
+        late = {"late": 1e3 * (one.asked.begun - one.asked.due)}
+        parts = {} if known is None else late | parts_of(one.asked, known)
+        answers.append(Answered(one.asked.due, one.asked.ended, release, mixed=mixed, parts=parts))
+    return answers
 
 
 def _until_served(system: BenchSystem, release_id: str) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from byline.evaluation.bench_swap import AFTERMATH_S, Answered, Expected, SwapTime, draw, mixed_reason, summary
 
-EXPECTED = {"a": Expected((1, 2), (0.9, 0.8), "[0]"), "b": Expected((1, 3), (0.7, 0.6), "[1]")}
+SCORES = {"a": {1: 0.9, 2: 0.8, 3: 0.1}, "b": {1: 0.7, 2: 0.2, 3: 0.6}}
+
+
+def _expected(release: str, mark: str) -> Expected:
+    return Expected(lambda items: np.array([SCORES[release][item] for item in items], dtype=np.float32), mark)
+
+
+EXPECTED = {"a": _expected("a", "[0]"), "b": _expected("b", "[1]")}
 WHOLE = [(1, 0.9, "cat [0]"), (2, 0.8, "dog [0]")]
 
 
@@ -23,10 +31,11 @@ def test_an_answer_of_one_release_is_not_mixed() -> None:
     [
         ("a", "b", WHOLE, "its job b"),
         ("c", "c", WHOLE, "never active"),
-        ("b", "b", WHOLE, "items"),
+        ("b", "b", WHOLE, "scores"),
         ("a", "a", [(1, 0.7, "cat [0]"), (2, 0.8, "dog [0]")], "scores"),
         ("a", "a", [(1, 0.9, "cat [1]"), (2, 0.8, "dog [0]")], "caption"),
-        ("a", "a", WHOLE[:1], "items"),
+        ("a", "a", [(1, 0.9, "cat [0]"), (3, 0.8, "dog [0]")], "scores"),
+        ("a", "a", [], "empty"),
     ],
 )
 def test_any_part_of_another_release_is_seen(release, job, found, says) -> None:
