@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
 from byline.catalog.items import Item
 from byline.cli.app import build_app
+from byline.errors import AttemptsExhausted
+from byline.jobs import NewJob, Stage
 from byline.tracing import Trace
 
-from .conftest import PATIENCE_S, Cluster, eventually
+from .conftest import MODEL_ID, PATIENCE_S, ROOT, Cluster, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -99,6 +102,72 @@ def test_a_drained_lookup_worker_claims_nothing_until_it_is_resumed(
         assert client.get(job).state == "QUEUED"
         byline(cluster, "admin", "drain", worker, "--undo")
         assert list(client.watch(job, timeout=PATIENCE_S))[-1].state == "SUCCEEDED"
+
+
+def on_the_page(heading: str) -> list[str]:
+    """The lines to copy below a heading of the operating guide, without comments."""
+    section = (ROOT / "docs" / "operations.md").read_text().split(f"\n{heading}\n")[1]
+    block = section.split("```sh\n")[1].split("```")[0]
+    return [line.split("#")[0].strip() for line in block.splitlines()]
+
+
+def test_the_verbs_of_the_operating_guide_do_what_it_says(cluster: Cluster, picture: Picture, project: str) -> None:
+    """Copied from the page, in its order; JOB and WORKER replaced by real ones."""
+    store = cluster.jobs
+
+    def dead() -> str:
+        new = NewJob(project_id=project, request_id=str(uuid.uuid4()), model_id=MODEL_ID, prompt="dead",
+                     image_sha256="0" * 64, max_attempts=1)  # fmt: skip
+        job, _ = store.create(new)
+        error = AttemptsExhausted("it failed 1 times", stage="lookup", attempts=1).to_json()
+        with cluster.engine.begin() as connection:
+            dies = "UPDATE jobs SET state = 'FAILED', end_time = now(), error = CAST(:e AS jsonb) WHERE id = :id"
+            connection.execute(text(dies), {"id": job.id, "e": json.dumps(error)})
+        return f"projects/{project}/attributionJobs/{job.id}"
+
+    (worker,) = [
+        one["worker_id"]
+        for one in json.loads(byline(cluster, "admin", "workers", "--json"))["workers"]
+        if one["worker_id"].endswith(f":{cluster.child_of('lookup')}")
+    ]
+    store.set_paused(Stage.LOOKUP, True)  # so that there are jobs to look at, and nobody runs them
+    with cluster.client(project) as client:
+        waiting = client.submit(picture(15)[0], prompt="waits").name
+        jobs = {"show": waiting, "cancel": waiting}
+        said = {}
+        for line in on_the_page("## Night shift: the verbs"):
+            words = shlex.split(line)[1:]
+            verb = words[2] if words[1] == "jobs" else ""
+            if verb in ("retry", "discard"):
+                jobs[verb] = dead()
+            said[line] = byline(cluster, *({"JOB": jobs.get(verb, ""), "WORKER": worker}.get(w, w) for w in words))
+        assert client.get(waiting).state == "CANCELLED"
+        assert project in said["byline admin jobs retry JOB"] and "QUEUED" in said["byline admin jobs retry JOB"]
+        assert "verify: paused" in said["byline admin pause verify"]
+        assert "verify: running" in said["byline admin resume verify"]
+        assert said["byline admin drain WORKER --wait 60"].endswith("drained\n")
+        assert said["byline admin drain WORKER --undo"].endswith("working\n")
+        assert jobs["discard"].rpartition("/")[2] not in byline(cluster, "admin", "jobs", "dead", "--project", project)
+    store.set_paused(Stage.LOOKUP, False)
+
+
+def test_rolling_back_as_the_guide_says_changes_who_answers_and_back(
+    cluster: Cluster, picture: Picture, project: str
+) -> None:
+    active = cluster.registry.active(MODEL_ID)
+    assert active is not None
+    other = next(one for one in cluster.releases if one != active.release_id)
+    byline(cluster, "releases", "activate", other, "--reason", "a new one", "--model", MODEL_ID)
+    for line in on_the_page("### Roll back"):
+        words = [other if word == "RELEASE" else word for word in shlex.split(line)[1:]]
+        byline(cluster, *words)
+        if "rollback" in words:
+            assert cluster.registry.active(MODEL_ID).release_id == active.release_id
+    assert cluster.registry.active(MODEL_ID).release_id == other
+    byline(cluster, "releases", "rollback", "--reason", "as it was")
+    cluster.serves(active.release_id)
+    with cluster.client(project) as client:
+        assert active.release_id in client.attribute(picture(3)[0], timeout=PATIENCE_S).release
 
 
 def test_after_dump_wipe_and_restore_everything_answers(
