@@ -77,7 +77,8 @@ def list_events(
         return
     table = Table(box=None, pad_edge=False)
     for column in ("at", "who", "project", "action", "resource", "decision", "detail"):
-        table.add_column(column, overflow="fold")
+        whole = column == "action"
+        table.add_column(column, overflow="fold", no_wrap=whole, min_width=22 if whole else None)
     for row in rows:
         table.add_row(
             f"{row['at']:%Y-%m-%d %H:%M:%S}", row["principal"], row["project_id"] or "", row["action"], row["resource"],

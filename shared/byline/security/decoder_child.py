@@ -68,10 +68,12 @@ def _warm_up() -> None:
         codecs.lookup(name)
     exif = Image.Exif()
     exif[0x0112] = 6
-    samples = (("PNG", {}), ("JPEG", {"exif": exif}), ("WEBP", {"exif": exif}), ("WEBP", {"lossless": True}))
+    samples: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("PNG", {}), ("JPEG", {"exif": exif}), ("WEBP", {"exif": exif}), ("WEBP", {"lossless": True}),
+    )  # fmt: skip
     for kind, options in samples:
         buffer = io.BytesIO()
-        Image.new("RGBA" if kind != "JPEG" else "RGB", (3, 2)).save(buffer, kind, **options)  # type: ignore[arg-type]
+        Image.new("RGBA" if kind != "JPEG" else "RGB", (3, 2)).save(buffer, kind, **options)
         decode_image(buffer.getvalue())
 
 
