@@ -41,6 +41,7 @@ class Intake:
     def step(self, control: CurationControl) -> int:
         """Sample lookups, and turn verifications into labels; returns how many labels were added."""
         with transaction(self.engine) as connection:
+            live.forget_void(connection, self.model_id)
             live.sample_lookups(connection, self.model_id, control.drift_share)
             verified = live.verified_jobs(connection, self.model_id, _MOST)
         if not verified:

@@ -139,6 +139,15 @@ def void_sample(connection: Connection, job_id: uuid.UUID, why: str) -> None:
     )
 
 
+def forget_void(connection: Connection, model_id: str, days: int = 8) -> int:
+    """Drop what led to nothing once its job is too old to be looked at again: it would keep a client's picture."""
+    statement = text(
+        "DELETE FROM live_intake WHERE model_id = :model AND state = 'void' "
+        "AND at < now() - make_interval(days => :days)"
+    )
+    return connection.execute(statement, {"model": model_id, "days": days}).rowcount
+
+
 def ranking_of(result: Mapping[str, Any], gone: Sequence[int] | frozenset[int]) -> VerifiedRanking | None:
     """The label in a verified answer, without items that are ``gone``; None if fewer than two items are left."""
     lines = [one for one in (*result.get("influences", ()), *result.get("candidates", ()))

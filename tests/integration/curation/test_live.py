@@ -48,6 +48,10 @@ def test_only_jobs_of_clients_that_opted_in_are_looked_at_and_each_once(engine: 
     assert [one.prompt for one in samples] == ["kite True"] and samples[0].release_id == "r1"
     assert count(engine, "live_intake", state="void") == 1  # the one that has a label now
     assert {one.prompt for one in taking.possible(10)} == {"kite True", "verified True"}
+    with transaction(engine) as connection:
+        connection.execute(update(TABLES["live_intake"]).values(at=datetime.now(UTC) - timedelta(days=9)))
+    taking.step(CurationControl(drift_share=0.0))
+    assert count(engine, "live_intake", state="void") == 0 and count(engine, "live_intake", state="labelled") == 1
 
 
 def test_a_share_of_the_lookups_is_sampled_the_same_whoever_asks(engine: Engine, blobs: BlobStore) -> None:
