@@ -97,7 +97,9 @@ def revoke(
 
 
 @app.command("sign-release")
-def sign_release(release: Annotated[str, typer.Argument(help="Id of the release.")]) -> None:
+def sign_release(
+    release: Annotated[str, typer.Argument(help="Id of the release.")], as_json: AsJson = False
+) -> None:
     """Sign a release from before BYLINE_SIGNING_KEY was set, or with the new key of a rotation.
 
     Its files are compared with the manifest that the registry holds; where they came from is yours to know.
@@ -117,6 +119,9 @@ def sign_release(release: Annotated[str, typer.Argument(help="Id of the release.
     (record.directory / SIGNATURE).unlink(missing_ok=True)
     sign_manifest(record.directory, record.manifest.digest, keyring)
     record.directory.chmod(mode)
+    if as_json:
+        typer.echo(json.dumps({"release": release, "key": keyring.key_ids[0]}, indent=1))
+        return
     typer.echo(f"signed {release} with key {keyring.key_ids[0]}")
 
 
