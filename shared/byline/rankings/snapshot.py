@@ -27,6 +27,7 @@ from byline.catalog.blobs import BlobStore
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.errors import LabelsNotUsable
+from byline.rankings.store import NOT_A_REPEAT
 
 FORMAT = "byline-labels-1"
 METADATA = "labels.json"
@@ -161,14 +162,18 @@ def read_snapshot(path: Path) -> tuple[SnapshotHeader, list[SnapshotQuery]]:
 def export_snapshot(engine: Engine, blobs: BlobStore, path: Path, header: SnapshotHeader) -> int:
     """Write all rankings of ``header.model_id`` by ``header.teacher_id`` into ``path``; returns how many.
 
-    Queries are ordered by prompt, seed and candidate set, so that equal contents give equal files.
+    Queries are ordered by prompt, seed and candidate set, so that equal contents give equal files. What clients asked
+    is left out: they agreed to be learnt from, not to be passed on. So are labels that only repeat another.
     """
     statement = (
         select(_queries, _rankings.c.candidate_set, _rankings.c.draws, _rankings.c.item_ids, _rankings.c.tau,
                _rankings.c.standard_error, _rankings.c.tau_halves, _rankings.c.samples)
         .join(_rankings, _rankings.c.query_id == _queries.c.id)
-        .where(_rankings.c.model_id == header.model_id, _rankings.c.teacher_id == header.teacher_id)
-    )
+        .where(
+            _rankings.c.model_id == header.model_id, _rankings.c.teacher_id == header.teacher_id, NOT_A_REPEAT,
+            _queries.c.source != "live",
+        )
+    )  # fmt: skip
     with transaction(engine) as connection:
         rows = connection.execute(statement).mappings().all()
     if not rows:

@@ -151,3 +151,12 @@ def test_three_hundred_queries_over_the_demo_corpus_fit_into_fifteen_megabytes(t
 def test_there_is_nothing_to_export_for_an_unknown_teacher(engine, tmp_path: Path):
     with pytest.raises(LabelsNotUsable):
         export_snapshot(engine, BlobStore(tmp_path / "blobs"), tmp_path / "x", HEADER)
+
+
+def test_what_clients_asked_and_repeats_are_never_exported(engine, tmp_path: Path):
+    blobs, queries = BlobStore(tmp_path / "blobs"), _queries(3, 40)
+    given = [queries[0], replace(queries[1], source="live"), replace(queries[2], candidate_set="repeat-40")]
+    write_snapshot(tmp_path / "given", HEADER, given)
+    _import(engine, blobs, tmp_path / "given")
+    assert export_snapshot(engine, blobs, tmp_path / "exported", HEADER) == 1
+    assert [query.prompt for query in read_snapshot(tmp_path / "exported")[1]] == [queries[0].prompt]
