@@ -132,7 +132,8 @@ def spent(connection: Connection, model_id: str, window: timedelta) -> Spent:
         WITH spans AS (
             SELECT e.to_state, greatest(e.at, now() - make_interval(secs => :seconds)) AS began,
                 coalesce(lead(e.at) OVER (PARTITION BY e.job_id ORDER BY e.id), now()) AS ended
-            FROM job_events e WHERE e.stage = 'rank' AND e.at > now() - make_interval(secs => 2 * :seconds)
+            FROM job_events e JOIN jobs j ON j.id = e.job_id AND j.model_id = :model
+            WHERE e.stage = 'rank' AND e.at > now() - make_interval(secs => 2 * :seconds)
         )
         SELECT coalesce(sum(extract(epoch FROM ended - began)) FILTER (WHERE to_state = 'RUNNING' AND ended > began), 0)
         FROM spans

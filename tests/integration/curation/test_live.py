@@ -11,7 +11,7 @@ from byline.catalog.blobs import BlobStore
 from byline.db.session import transaction
 from byline.drift import open_alarm
 from byline.jobs.states import Tier
-from byline.rankings.controls import CurationControl
+from byline.rankings.controls import CurationControl, allowance, spent
 from byline.rankings.curated import add_choice, labels_made, measured_rows, reliability_rows, repeatable
 from byline.rankings.labelled import load_splits
 from byline.rankings.store import RankingStore
@@ -135,10 +135,10 @@ def test_a_repeat_measures_the_labels_and_is_no_label(engine: Engine, blobs: Blo
 def test_a_paused_curator_asks_for_nothing_and_a_full_budget_neither(engine: Engine, blobs: BlobStore) -> None:
     making = producer(engine, blobs)
     plan = [PlannedQuery(f"kite {n}", n, n, "train") for n in range(4)]
-    for control, allowance in ((CurationControl(paused=True), 8), (CurationControl(), 0)):
+    for control, allowed in ((CurationControl(paused=True), 8), (CurationControl(), 0)):
         curator = Curator(making, lambda: plan, lambda: 0, lambda: 0, target_open=2, max_rankings=10,
                           control=lambda control=control: control,  # type: ignore[misc]
-                          allowance=lambda _control, _count, allowance=allowance: allowance)  # type: ignore[misc]
+                          allowance=lambda _control, _count, allowed=allowed: allowed)  # type: ignore[misc]
         assert not curator.tick()
     assert count(engine, "jobs") == 0
 
@@ -150,3 +150,26 @@ def test_the_first_reason_for_a_query_stays(engine: Engine, blobs: BlobStore) ->
         query_id = connection.execute(select(TABLES["queries"].c.id)).scalar_one()
         add_choice(connection, query_id, MODEL, "uniform", 0.5, None)
     assert count(engine, "query_choices", chosen_for="far") == 1
+
+
+def test_what_was_spent_is_counted_from_what_workers_did(engine: Engine, blobs: BlobStore) -> None:
+    """Claimed 100 s ago and given back after 60 s, claimed again 30 s ago and still running: 90 s of one worker."""
+    job_id = producer(engine, blobs).produce([PlannedQuery(f"kite {n}", n, n, "train") for n in range(3)])
+    with transaction(engine) as connection:
+        for seconds, state in ((100, "RUNNING"), (40, "QUEUED"), (30, "RUNNING")):
+            connection.execute(text(
+                "INSERT INTO job_events (job_id, at, to_state, stage, actor, fence, reason)"
+                " VALUES (:job, now() - make_interval(secs => :seconds), :state, 'rank', 'w', 1, '')"
+            ), {"job": job_id, "seconds": seconds, "state": state})  # fmt: skip
+        connection.execute(text("DELETE FROM job_events WHERE to_state = 'QUEUED' AND actor = 'client'"))
+        connection.execute(text(
+            "INSERT INTO worker_reports (worker_id, service, queue, pid)"
+            " VALUES ('v', 'workers', 'verification', 1), ('l', 'workers', 'lookup', 1)"
+        ))  # fmt: skip
+        everything = spent(connection, MODEL, timedelta(minutes=10))
+        lately = spent(connection, MODEL, timedelta(seconds=80))
+    assert (everything.queries, everything.workers) == (3, 1)
+    assert everything.worker_seconds == pytest.approx(90, abs=2)
+    assert lately.worker_seconds == pytest.approx(70, abs=2)  # the first 20 s were before the window
+    assert allowance(CurationControl(gpu_share=0.1), everything, 8) == 0
+    assert allowance(CurationControl(gpu_share=0.2), everything, 8) == 8
