@@ -85,7 +85,7 @@ bench-lookup: setup ## The fast tier end to end over gRPC at 120k x 768, real se
 bench-swap: setup ## Ten releases swapped under 50 lookups a second, 120k x 768, real servers and services (15 minutes on two quiet cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.bench_swap
 
-study-refresh: setup ## A simulated year of the loop: shift, artists, active against random labels (15 minutes of one quiet core)
+study-refresh: setup ## A simulated year of the loop: shift, artists, active against random labels (20 minutes of one quiet core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.refresh --page docs/refresh.md
 
 up: setup ## Start servers and services in the background (state in .byline/)

@@ -102,7 +102,8 @@ class HeadMaker:
     def disagreement(self, head: Head, rows: IntArray, week: int) -> DoubleArray | None:
         """[p]: the share of the estimated tier's first L items that the head's first L lack; None without estimates.
 
-        Of the generator's gradient, which costs a thousandth of a label (docs/teacher.md)."""
+        The estimate is the inner product of the generator's gradients: it needs the query's own, and no pass over the
+        corpus."""
         direct = [name for name in self.corpus.data.encoders if name in DIRECT]
         if not direct:
             return None
