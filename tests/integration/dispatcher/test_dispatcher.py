@@ -26,7 +26,7 @@ PATIENCE_S = 90
 
 @pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(redis_url)
+    client = redis.Redis.from_url(redis_url, socket_timeout=None)  # its default of 5 s would end a BRPOP that waits
     yield client
     client.close()
 

@@ -113,7 +113,8 @@ def test_a_drained_worker_leaves_doorbells_to_others_until_it_is_resumed(
         "BYLINE_REDIS_URL": redis_url, "BYLINE_DATABASE_URL": database_url, "BYLINE_STATE_DIR": str(tmp_path),
     }  # fmt: skip
     log = tmp_path / "worker.log"
-    app, client = make_celery(redis_url), redis.Redis.from_url(redis_url)
+    # No socket timeout: its default of 5 s would end a BRPOP that waits.
+    app, client = make_celery(redis_url), redis.Redis.from_url(redis_url, socket_timeout=None)
     first, second, third = (uuid.uuid4() for _ in range(3))
     with log.open("wb") as out:
         command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
