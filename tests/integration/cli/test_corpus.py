@@ -68,3 +68,28 @@ def test_ingest_list_show_and_withdraw(images: Path, tmp_path: Path) -> None:
 def test_what_does_not_exist_is_a_typed_error(images: Path, tmp_path: Path) -> None:
     assert isinstance(CliRunner().invoke(app, ["show", "12345"]).exception, InvalidRequest)
     assert isinstance(CliRunner().invoke(app, ["ingest", str(tmp_path / "absent")]).exception, CorpusNotUsable)
+
+
+def test_a_creators_withdrawal_has_a_receipt_that_can_be_checked(images: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    run.invoke(app, ["ingest", str(images)], catch_exceptions=False)
+    withdrawn = run.invoke(
+        app, ["withdraw", "--creator", "Ada", "--reason", "asked by mail", "--yes", "--json"], catch_exceptions=False
+    )
+    told = json.loads(withdrawn.output)
+    assert len(told["withdrawn"]) == 3
+    (receipt,) = told["receipts"]
+    early = run.invoke(app, ["receipt", receipt, "--verify"])
+    assert early.exit_code == 1 and "NOT absent" in early.output and "images: 3 found" in early.output
+    printed = run.invoke(app, ["purge", "--json"], catch_exceptions=False).output
+    purged = json.loads(printed[printed.index("{\n"):])  # behind a line of the log, which a test has not configured
+    assert purged["done"] and purged["blobs"] == 3
+    late = run.invoke(app, ["receipt", receipt, "--verify", "--json"], catch_exceptions=False)
+    kept = json.loads(late.output)
+    assert late.exit_code == 0 and kept["absence"]["absent"]
+    assert kept["criterion"] == {"creator": "Ada"} and kept["reason"] == "asked by mail" and kept["purged_at"]
+    assert list((tmp_path / "state" / "blobs").rglob("*.png")) == []
+    again = run.invoke(app, ["ingest", str(images)], catch_exceptions=False)
+    assert "clips: 0 added, 0 there already, 4 skipped" in again.output
+    stored = [path for path in (tmp_path / "state" / "blobs").rglob("*") if path.is_file()]
+    assert stored == []

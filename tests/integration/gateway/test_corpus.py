@@ -34,7 +34,7 @@ def test_each_item_has_an_outcome_of_its_own(corpus: CorpusClient, running: Runn
     good = NewItem(picture(1), "a cat", creator="ann", licence="CC0", keywords=("pet",))
     added = corpus.add_items(MODEL, [
         good, NewItem(b"no picture", "broken"), NewItem(picture(2), ""), NewItem(picture(1), "twice"),
-        NewItem(picture(3), "taken", item_id=101), NewItem(picture(4), "NUL \x00"),
+        NewItem(picture(3), "taken", item_id=101), NewItem(picture(4), "by", creator="x" * 501),
     ])  # fmt: skip
     assert [one.outcome for one in added.items] == ["ADDED", *["REFUSED"] * 5]
     assert all(one.reason for one in added.items[1:])
