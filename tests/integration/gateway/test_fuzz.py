@@ -235,4 +235,4 @@ def test_a_request_of_any_bytes_is_answered_or_refused_with_a_typed_error(
     tally.seconds = round(time.monotonic() - begun, 1)
     write("requests", tally)
     assert not tally.examples, "\n".join(tally.examples[:20])
-    assert len(tally.reasons) >= 5 and tally.accepted > 0, tally
+    assert len(tally.reasons) >= 3 and tally.accepted > 0, "the mutations are too wild or too tame"
