@@ -50,9 +50,9 @@ two-hosts: setup ## Workers in a network namespace of their own, the link cut fo
 chaos: setup ## 10,000 jobs while everything dies in turn; verdict, seed and history in reports/chaos (25 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m byline.cli.chaos
 
-fuzz: setup ## 12,000 damaged images and requests; reports/fuzz/result.json (about five minutes)
+fuzz: setup ## 13,000 damaged images and requests; reports/fuzz/result.json (two minutes)
 	rm -f reports/fuzz/result.json
-	BYLINE_TEST_FUZZ_INPUTS=12000 BYLINE_TEST_FUZZ_REPORT=$(CURDIR)/reports/fuzz/result.json $(PYTEST) tests/integration/gateway/test_fuzz.py
+	BYLINE_TEST_FUZZ_INPUTS=13000 BYLINE_TEST_FUZZ_REPORT=$(CURDIR)/reports/fuzz/result.json $(PYTEST) tests/integration/gateway/test_fuzz.py
 
 breaking: setup ## Are the protos still compatible with those that were published?
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh protos/breaking.sh

@@ -78,11 +78,12 @@ def write(part: str, tally: Tally) -> None:
     parts = json.loads(path.read_text())["parts"] if path.exists() else {}
     parts[part] = asdict(tally)
     total = {name: sum(one[name] for one in parts.values()) for name in ("inputs", "crashes", "hangs", "untyped")}
-    from byline.evaluation.result_file import machine
+    from byline.evaluation.result_file import git_commit, machine
 
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = round(sum(one["seconds"] for one in parts.values()), 1)
-    document = {"command": "make fuzz", "seed": SEED, "seconds": seconds, "machine": machine(), **total, "parts": parts}
+    header = {"command": "make fuzz", "seed": SEED, "seconds": seconds, "machine": machine()}
+    document = {**header, "commit": git_commit(PROTOS), **total, "parts": parts}
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
