@@ -13,7 +13,7 @@ from byline.cli import bench_swap
 def test_swaps_under_load_go_unnoticed(tmp_path: Path) -> None:
     bench_swap.main(
         ["--items", "300", "--dim", "32", "--base", "5", "--index", "SQ8,RFlat", "--features", "efficientnet_lite0",
-         "--rate", "10", "--swaps", "4", "--quiet", "1.5", "--between", "0.3", "--patience", "0",
+         "--rate", "10", "--swaps", "4", "--warm", "0.5", "--quiet", "1.5", "--between", "0.3", "--patience", "0",
          "--out", str(tmp_path)]
     )  # fmt: skip
     result = json.loads((tmp_path / "swap.json").read_text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -113,6 +114,9 @@ def measure(a: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Callable
             return time.process_time() + sum(system.cpu_seconds().values())
 
         wait_for_quiet(own, a.patience)
+        # A million objects of the catalogues: looking through them for garbage stops the clients for half a second.
+        gc.collect()
+        gc.freeze()
         system.schedule(first=a.first)
         others = Others(own)
         with _Memory(system) as memory:
@@ -124,7 +128,7 @@ def measure(a: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Callable
     result = summary(answers, swaps, a.rate) | {
         "rollback_seconds": rollback_s, "peak_memory_mb": max((size for _, size in memory.seen), default=0.0),
         "quiet_memory_mb": float(np.median([size for at, size in memory.seen if at < swaps[0].begun] or [0.0])),
-        "memory": "proportional set size of the lookup worker's processes", "scheduled_first": a.first, **beside,
+        "memory": "resident set of the lookup worker, mapped embeddings included", "scheduled_first": a.first, **beside,
         "release": {"items": a.items, "dim": a.dim, "index": made[0].release.index_factory, "features": a.features,
                     "bytes": sum(p.stat().st_size for p in made[0].release.directory.iterdir())},
     }  # fmt: skip
@@ -168,7 +172,8 @@ async def _run(a: argparse.Namespace, system: BenchSystem, made: Sequence[Made]
         swaps: list[SwapTime] = []
         ended = asyncio.Event()
         asking = asyncio.create_task(_keep_asking(a, client, made[0].release, ended))
-        await asyncio.sleep(a.quiet)
+        counted = time.time() + a.warm
+        await asyncio.sleep(a.warm + a.quiet)
         for number in range(1, a.swaps + 1):
             release_id = made[number % len(made)].release.release_id
             begun = time.time()
@@ -178,7 +183,7 @@ async def _run(a: argparse.Namespace, system: BenchSystem, made: Sequence[Made]
             await asyncio.sleep(a.between)
         await asyncio.sleep(a.quiet)
         ended.set()
-        return await asking, swaps
+        return [one for one in await asking if one.asked.due >= counted], swaps
 
 
 async def _keep_asking(a: argparse.Namespace, client: AsyncClient, release: BenchRelease, ended: asyncio.Event
@@ -267,7 +272,8 @@ class _Memory:
         parent = psutil.Process(self._pid)
         while not self._stop.wait(self._every_s):
             try:
-                size = sum(one.memory_full_info().pss for one in (parent, *parent.children(recursive=True)))
+                # The child that answers: the largest. Proportional sizes would take the lock its loading needs.
+                size = max(one.memory_info().rss for one in (parent, *parent.children(recursive=True)))
             except psutil.NoSuchProcess:
                 continue
             self.seen.append((time.time(), size / 1e6))
@@ -282,6 +288,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=50.0, help="lookups per second, at random moments")
     parser.add_argument("--swaps", type=int, default=10)
     parser.add_argument("--quiet", type=float, default=30.0, help="seconds before the first swap and after the last")
+    parser.add_argument("--warm", type=float, default=10.0, help="seconds of load before anything counts")
     parser.add_argument("--between", type=float, default=4.0, help="seconds between swaps")
     parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for a quiet machine")
