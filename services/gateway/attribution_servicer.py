@@ -23,7 +23,7 @@ from byline.jobs.states import State
 from byline.telemetry import WATCH_STREAMS
 from services.gateway import convert, names, reading, submission
 from services.gateway.changes import wait
-from services.gateway.context import GatewayContext
+from services.gateway.context import GatewayContext, refuse_if_busy
 from services.gateway.images import CHUNK_BYTES, describe, state_of_upload, upload
 from services.gateway.paging import page_size
 from services.gateway.requests import Asked, new_job
@@ -65,6 +65,7 @@ class AttributionServicer(rpc.AttributionServiceServicer):
         if request.validate_only:
             await self._context.offload(submission.admit, self._context, asked)
             return job_wire.AttributionJob(model=names.model(asked.job.model_id))
+        refuse_if_busy(self._context)
         job = await self._context.offload(submission.submit, self._context, asked)
         return await self._render(job)
 
@@ -86,6 +87,7 @@ class AttributionServicer(rpc.AttributionServiceServicer):
         ids = [asked.job.request_id for asked in many]
         if len(set(ids)) != len(ids):
             raise InvalidRequest("requests", "each request_id may stand in a batch once")
+        refuse_if_busy(self._context)
         jobs = await self._context.offload(submission.submit_many, self._context, many)
         messages = await self._context.offload(reading.render_all, self._context, jobs, with_answers=True)
         return wire.BatchCreateAttributionJobsResponse(attribution_jobs=messages)
@@ -152,6 +154,7 @@ class AttributionServicer(rpc.AttributionServiceServicer):
             project_id, request.model, request.query, request.options, request.request_id, self._context.limits
         )
         ends = self._clock() + limit
+        refuse_if_busy(self._context)
         # Nothing is acknowledged before the answer, whose commit is flushed: the job's own need not be.
         (job,) = await self._context.offload(submission.submit_many, self._context, [asked], flush=False)
         message: job_wire.AttributionJob | None = None

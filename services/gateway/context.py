@@ -20,6 +20,7 @@ from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
 from byline.config import Settings
 from byline.db.session import make_engine
+from byline.errors import ServerBusy
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
 from byline.releases.registry import ReleaseRegistry
@@ -40,6 +41,8 @@ R = TypeVar("R")
 
 #: Threads that talk to Postgres and the blob store; the connection pool has as many connections.
 WORKERS = 16
+#: Calls that may wait for one of these threads: half a second of work; more would only grow old.
+MOST_WAITING = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ class GatewayContext:
         self.changes.stop()
         self.pool.shutdown(wait=True)
         self.engine.dispose()
+
+
+def refuse_if_busy(context: GatewayContext) -> None:
+    """Raise ServerBusy, before anything is done, when new work would only wait until its caller has given up: without
+    this, a gateway offered three times what it can do answers hardly anybody."""
+    if context.pool._work_queue.qsize() >= MOST_WAITING:
+        raise ServerBusy(f"{MOST_WAITING} calls wait for this gateway already; try again in a second")
 
 
 async def _offload(pool: ThreadPoolExecutor, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

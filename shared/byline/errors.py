@@ -154,6 +154,14 @@ class QueueFull(BylineError):
     retry_after_s = 2.0
 
 
+class ServerBusy(BylineError):
+    """The gateway has more calls waiting than it can answer in time; nothing was done. Try again."""
+
+    reason = "SERVER_BUSY"
+    code = "UNAVAILABLE"
+    retry_after_s = 1.0
+
+
 class QuotaExceeded(BylineError):
     """The project has its share of a stage's queue waiting already; others still get in."""
 
