@@ -107,7 +107,8 @@ def measure(a: argparse.Namespace, work: Path) -> dict[str, Any]:
             if sustained(climb, a.target_p99_ms) != rate:
                 break
         good = sustained(climb, a.target_p99_ms)
-        over = None if good is None else _steadily(system, release, 2 * good, a)
+        twice = a.overload or (None if good is None else 2 * good)
+        over = None if twice is None else _steadily(system, release, twice, a)
         before = time.monotonic()
         while system.count("end_time IS NULL"):
             time.sleep(0.05)
@@ -165,6 +166,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--base", type=int, default=32, help="real images whose features the corpus is drawn around")
     parser.add_argument("--rates", type=float, nargs="+", default=[25, 50, 75, 100, 125, 150, 200, 250, 300, 400])
+    parser.add_argument("--overload", type=float, default=None, help="offer this rate instead of twice the sustained")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each rate")
     parser.add_argument("--target-p99-ms", type=float, default=50.0)
     parser.add_argument("--queue-bound", type=int, default=600, help="lookups that may wait")
