@@ -7,16 +7,20 @@ copied from a template in some tens of milliseconds.
 
 from __future__ import annotations
 
+import http.server
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import redis
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from byline.embedded.postgres import PrivatePostgres
 from byline.embedded.valkey import PrivateValkey
@@ -110,3 +114,45 @@ def redis_url(private_valkey: PrivateValkey) -> Iterator[str]:
     yield private_valkey.url
     client.flushall()
     client.close()
+
+
+@dataclass
+class Collector:
+    """An OpenTelemetry collector's OTLP/HTTP door, and what came through it."""
+
+    address: str
+    received: list[ExportTraceServiceRequest] = field(default_factory=list)
+
+    def spans(self, trace_id: str) -> list[tuple[str, Any]]:
+        """(service name, span) of all spans of a trace."""
+        return [
+            (next(a.value.string_value for a in of.resource.attributes if a.key == "service.name"), span)
+            for request in list(self.received)
+            for of in request.resource_spans
+            for scope in of.scope_spans
+            for span in scope.spans
+            if span.trace_id.hex() == trace_id
+        ]
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """A collector that anything in this session may export its spans to."""
+
+    class Door(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.end_headers()
+            if self.path == "/v1/traces":
+                found.received.append(ExportTraceServiceRequest.FromString(body))
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    found = Collector(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, name="collector", daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()

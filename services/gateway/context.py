@@ -65,6 +65,7 @@ class GatewayContext:
     transport: Transport
     uploads: PartialUploads
     retention: Retention
+    trace_share: float = 1.0
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run synchronous work on the pool, in the caller's context: its log lines name the caller's trace."""
@@ -128,4 +129,5 @@ def build_context(settings: Settings) -> GatewayContext:
         transport=transport_of(settings),
         uploads=PartialUploads(settings.blob_dir),
         retention=Retention(engine, blobs, settings.retention_days),
+        trace_share=settings.trace_share,
     )

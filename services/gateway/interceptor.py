@@ -42,8 +42,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ``observe(method, code, seconds)`` is called once for each unary call; a stream may live for minutes.
     """
 
-    def __init__(self, max_call_s: float, observe: Observe, guard: Guard) -> None:
+    def __init__(self, max_call_s: float, observe: Observe, guard: Guard, trace_share: float = 1.0) -> None:
+        """``trace_share``: of the traces that begin here so many are sampled."""
         self._max_call_s = max_call_s
+        self._trace_share = trace_share
         self._observe = observe
         self._guard = guard
 
@@ -103,7 +105,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
-            with RPC_IN_FLIGHT.track_inprogress(), tracing.within(_span(context)):
+            with RPC_IN_FLIGHT.track_inprogress(), tracing.within(_span(context, self._trace_share)):
                 return await timed(request, context)
 
         async def timed(request: Any, context: Any) -> Any:
@@ -120,7 +122,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 code = code_pb2.Code.Name(status.code)
                 await _abort(context, status)
             finally:
-                self._observe(method, code, time.perf_counter() - begun)
+                seconds = time.perf_counter() - begun
+                self._observe(method, code, seconds)
+                if (trace := tracing.current()) is not None:
+                    tracing.finish(_finished(trace, method, code, seconds))
 
         return call
 
@@ -203,10 +208,19 @@ def _no_such_method(method: str) -> Callable[[Any, Any], Awaitable[Any]]:
     return refuse
 
 
-def _span(context: Any) -> tracing.Trace:
+def _span(context: Any, share: float) -> tracing.Trace:
     """A span under the caller's, if the caller named one in the metadata."""
     header = next((value for key, value in context.invocation_metadata() or () if key == tracing.HEADER), None)
-    return tracing.span(header if isinstance(header, str) else None)
+    return tracing.span(header if isinstance(header, str) else None, share=share)
+
+
+def _finished(trace: tracing.Trace, method: str, code: str, seconds: float) -> tracing.Finished:
+    service, _, name = method.lstrip("/").rpartition("/")
+    facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name, "rpc.grpc.status_code": code}
+    failed = code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
+    return tracing.Finished(
+        trace, method.lstrip("/"), seconds, serves=True, error=code if failed else "", attributes=facts
+    )
 
 
 async def _abort(context: Any, status: status_pb2.Status) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from byline.config import load_settings
 from byline.db import migrate
 from byline.errors import BylineError
+from byline.span_export import start_span_export
 from byline.telemetry import configure_logging, start_metrics
 from services.gateway.context import build_context
 from services.gateway.server import serve
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         migrate(settings.database_url)
         context = build_context(settings)
         start_metrics(options.metrics_port)
+        stop_export = start_span_export("gateway", settings)
         try:
             asyncio.run(
                 serve(
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )  # fmt: skip
         finally:
             context.close()
+            stop_export()
     except BylineError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -95,7 +95,7 @@ async def start(context: GatewayContext, address: str, database_url: str, *, ref
     """
     context.transport.check(address)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(MAX_CALL_S, _observe, context.guard)],
+        interceptors=[CallInterceptor(MAX_CALL_S, _observe, context.guard, context.trace_share)],
         options=_OPTIONS,
         maximum_concurrent_rpcs=5_000,
     )

@@ -25,6 +25,7 @@ from byline.jobs.batch import BatchRunner
 from byline.jobs.rows import Pins
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
+from byline.span_export import start_span_export
 from byline.telemetry import GPU_MEMORY, get_logger, start_metrics
 from services.workers.drain import DrainWatch
 from services.workers.pump import LookupPump, Turns
@@ -75,6 +76,7 @@ class WorkerChild:
         self._bench: TeacherBench | None = None
         self._slow_pins: Pins = None
         self._stages: Mapping[Stage, Work] = {}
+        self._stop_export: Callable[[], None] = lambda: None
         self._drain = DrainWatch(
             self._engine, worker_id.rpartition(":")[0], stopping, idle=lambda: not len(self._turn), consume=consume
         )
@@ -93,6 +95,7 @@ class WorkerChild:
         if self._settings.device.startswith("cuda"):
             GPU_MEMORY.labels("allocated").set_function(torch.cuda.memory_allocated)
             GPU_MEMORY.labels("reserved").set_function(torch.cuda.memory_reserved)
+        self._stop_export = start_span_export(self._queue, self._settings)
         self._stages = self._lookup_stages() if self._queue == "lookup" else self._verification_stages()
         if self._models is not None:
             self._models.start()
@@ -142,6 +145,7 @@ class WorkerChild:
         self._reports.stop()
         if self._models is not None:
             self._models.close()
+        self._stop_export()
         self._engine.dispose()
 
     # -- how a worker is put together -----------------------------------------------------------

@@ -162,6 +162,10 @@ class Settings(SecuritySettings):
     # Operation.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
+    #: An OpenTelemetry collector's OTLP/HTTP address, as http://collector:4318 (empty: spans stay in the logs), and
+    #: which share of the traces that begin here it gets.
+    otlp_endpoint: str = Field("", pattern=r"^(https?://\S+|)$")
+    trace_share: float = Field(1.0, ge=0, le=1)
     #: An idle worker sends itself a message so often; two that do not come back end it (0: off).
     canary_seconds: float = Field(20.0, ge=0)
     drain_seconds: float = Field(10.0, ge=0)

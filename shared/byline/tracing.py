@@ -4,18 +4,18 @@ Why it exists: a job is asked for in one process, runs in others and may be run 
 log lines together must outlive all of them. The gateway takes the caller's ``traceparent`` (or begins a trace) and
 writes it on the job's row; whoever claims the job goes on from there. The row, not the message, carries it: a doorbell
 that Redis lost is rung again by somebody who never saw the request. Every line logged within :func:`within` names
-``trace_id``, ``span_id`` and ``parent_span_id``, which is all that a log-to-trace pipeline needs. No package for it is
-installed, and none is needed.
+``trace_id``, ``span_id`` and ``parent_span_id``. What ends is told to :func:`finish`; a process that exports spans
+(``byline.span_export``) listens there, and in any other it costs nothing.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from byline.telemetry import bind
 
@@ -38,7 +38,23 @@ class Trace:
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A span that just ended: how long it took, how long what it did had waited before, and what went wrong, if
+    anything did. ``attributes`` never hold a prompt or an image."""
+
+    trace: Trace
+    name: str
+    seconds: float
+    waited_s: float = 0.0
+    serves: bool = False
+    error: str = ""
+    attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+Sink = Callable[[Finished], None]
 _current: ContextVar[Trace | None] = ContextVar("byline_trace", default=None)
+_sinks: list[Sink] = []
 
 
 def current() -> Trace | None:
@@ -54,11 +70,15 @@ def parse(header: str | None) -> Trace | None:
     return Trace(found["trace"], found["span"], sampled=bool(int(found["flags"], 16) & 1))
 
 
-def span(header: str | None, random: Callable[[int], bytes] = os.urandom) -> Trace:
-    """A new span: a child of ``header``'s, or the root of a new trace. ``random(n)`` gives n bytes."""
+def span(header: str | None, random: Callable[[int], bytes] = os.urandom, share: float = 1.0) -> Trace:
+    """A new span: a child of ``header``'s, or the root of a new trace. ``random(n)`` gives n bytes.
+
+    Of new traces ``share`` is sampled, decided by the trace's id; a caller's decision stands.
+    """
     parent = parse(header)
     if parent is None:
-        return Trace(random(16).hex(), random(8).hex())
+        trace_id = random(16)
+        return Trace(trace_id.hex(), random(8).hex(), sampled=int.from_bytes(trace_id[8:], "big") < share * 2**64)
     return Trace(parent.trace_id, random(8).hex(), parent.span_id, parent.sampled)
 
 
@@ -77,3 +97,16 @@ def within(trace: Trace) -> Iterator[Trace]:
             yield trace
     finally:
         _current.reset(token)
+
+
+def export_to(sink: Sink) -> Callable[[], None]:
+    """Tell ``sink`` of every sampled span that ends in this process, until the returned function is called."""
+    _sinks.append(sink)
+    return lambda: _sinks.remove(sink)
+
+
+def finish(finished: Finished) -> None:
+    """Say that a span ended."""
+    if finished.trace.sampled:
+        for sink in _sinks:
+            sink(finished)

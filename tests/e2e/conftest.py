@@ -177,8 +177,8 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tiny_corpus: Path) -> Iterator[Cluster]:
-    """Everything running; two releases built, the first one (with sketches) active."""
+def cluster(tiny_corpus: Path, collector: Any) -> Iterator[Cluster]:
+    """Everything running; two releases built, the first one (with sketches) active; spans go to ``collector``."""
     root = Path(tempfile.mkdtemp(prefix="byline-e2e-"))
     root.chmod(0o711)
     # Commits are written, if not flushed: tests kill this server's processes, and what was acknowledged must stay.
@@ -193,7 +193,7 @@ def cluster(tiny_corpus: Path) -> Iterator[Cluster]:
     ingest(engine, blobs, tiny_corpus, CORPUS_ID)
     first, second = _publish(root, engine, blobs)
     address = f"127.0.0.1:{free_port()}"
-    environment = _environment(root, postgres, valkey, address)
+    environment = _environment(root, postgres, valkey, address) | {"BYLINE_OTLP_ENDPOINT": collector.address}
     running = Cluster(root, environment, address, engine, postgres, valkey, blobs, (first, second), free_port())
     try:
         for name in Cluster.COMMANDS:

@@ -49,8 +49,8 @@ def lines_of(cluster: Cluster, name: str, trace_id: str) -> list[dict[str, Any]]
     return found
 
 
-def test_the_callers_trace_is_found_in_the_log_of_every_worker_that_ran_the_job(
-    cluster: Cluster, picture: Picture, project: str
+def test_the_callers_trace_is_found_with_every_process_that_ran_the_job(
+    cluster: Cluster, collector: Any, picture: Picture, project: str
 ) -> None:
     caller = Trace(uuid.uuid4().hex, uuid.uuid4().hex[:16])
     data, item = picture(11)
@@ -83,6 +83,18 @@ def test_the_callers_trace_is_found_in_the_log_of_every_worker_that_ran_the_job(
     assert told["lookup"][1] != told["verification"][1]
     history = json.loads(byline(cluster, "admin", "jobs", "show", name, "--json"))
     assert history["traceparent"].split("-")[1:3] == [caller.trace_id, gateway_span]
+
+    def exported() -> dict[str, tuple[str, str]] | None:
+        spans = collector.spans(caller.trace_id)
+        found = {f"{service} {one.name}": (one.span_id.hex(), one.parent_span_id.hex()) for service, one in spans}
+        return found if len(found) == 5 else None
+
+    spans = eventually(exported, "the export of the job's spans")
+    method = "attribution.v1.AttributionService/CreateAttributionJob"
+    assert spans[f"byline-gateway {method}"] == (gateway_span, caller.span_id)
+    for worker, stage in (("lookup", "lookup"), ("verification", "verify")):
+        assert spans[f"byline-{worker} {stage}"] == (told[worker][1], gateway_span)
+        assert spans[f"byline-{worker} wait {stage}"][1] == gateway_span
 
 
 def test_a_drained_lookup_worker_claims_nothing_until_it_is_resumed(

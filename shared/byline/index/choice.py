@@ -251,8 +251,11 @@ def _by_engine(ids: Ids, vectors: Vectors, index: VectorIndex, queries: Vectors,
     """An engine of its own, which is not tuned here: its recall is measured and told."""
     k = min(RECALL_AT, len(vectors))
     _, places = MatrixScan(np.ascontiguousarray(vectors, dtype=np.float32)).top(queries, k, None)
-    _, found = index.search(queries, k)
-    recall = float(np.mean([np.isin(there, wanted).mean() for there, wanted in zip(ids[places], found, strict=True)]))
+    kth = [
+        FlatIndex.build(ids[rows], vectors[rows]).search(query[None], k)[0][0, -1]
+        for query, rows in zip(queries, places, strict=True)
+    ]
+    recall = recall_of(index, queries, k, np.array(kth, dtype=np.float32))
     return IndexChoice(
         index, index.factory, True, "asked for", target, k, round(recall, 5), len(queries), index.stats.bytes_per_item
     )

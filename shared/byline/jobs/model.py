@@ -133,7 +133,8 @@ class JobEvent:
 
 
 def fingerprint(new: NewJob) -> str:
-    """sha256 of everything a request asks for except its id: the same id must mean the same request."""
+    """sha256 of everything a request asks for: the same id must mean the same request. Who asked, and under which
+    trace, is no part of it: a repeated Create has a new trace."""
     contents = {
         "project_id": new.project_id,
         "kind": new.kind,

@@ -276,6 +276,15 @@ def note_end(claim: Claim, outcome: RunOutcome, seconds: float) -> None:
     telemetry.STAGE_SECONDS.labels(stage).observe(seconds)
     telemetry.JOBS_COMPLETED.labels(stage, outcome.value).inc()
     log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4), waited_s=round(claim.waited_s, 4))
+    if (trace := tracing.current()) is not None:
+        facts = {f"byline.{name}": value for name, value in facts_of(claim).items() if value is not None}
+        failed = outcome in (RunOutcome.FAILED, RunOutcome.RETRIED, RunOutcome.LEASE_LOST)
+        tracing.finish(
+            tracing.Finished(
+                trace, stage, seconds, claim.waited_s, error=outcome.value if failed else "",
+                attributes=facts | {"byline.outcome": outcome.value},
+            )
+        )  # fmt: skip
 
 
 def note_steps(stage: Stage, result: Mapping[str, Any]) -> None:

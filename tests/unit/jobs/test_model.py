@@ -34,14 +34,20 @@ def test_the_fingerprint_does_not_depend_on_the_request_id():
         {"max_attempts": 4},
     ],
 )
-def test_the_fingerprint_depends_on_everything_else(change: dict[str, object]):
+def test_the_fingerprint_depends_on_everything_that_is_asked_for(change: dict[str, object]):
     assert fingerprint(dataclasses.replace(BASE, **change)) != fingerprint(BASE)
 
 
-def test_every_field_of_a_request_is_in_the_parametrised_list_above():
+def test_who_asks_and_under_which_trace_does_not_make_another_request():
+    """A client that repeats a Create after a lost answer sends another traceparent, perhaps with a rotated key."""
+    repeated = dataclasses.replace(BASE, traceparent=f"00-{'1' * 32}-{'2' * 16}-01", principal="key:other")
+    assert fingerprint(repeated) == fingerprint(BASE)
+
+
+def test_every_field_of_a_request_is_in_the_tests_above():
     assert {field.name for field in dataclasses.fields(NewJob)} == {
         "project_id", "request_id", "model_id", "prompt", "kind", "image_sha256", "embedding", "tier",
-        "verification", "top_k", "candidates", "ttl_s", "payload", "max_attempts",
+        "verification", "top_k", "candidates", "ttl_s", "payload", "max_attempts", "traceparent", "principal",
     }  # fmt: skip
 
 
