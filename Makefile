@@ -5,6 +5,8 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
+# Processes that share the tests; each has servers of its own.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup protos lint test test-unit test-integration test-e2e chaos two-hosts demo bench-teacher bench-corpus bench-head bench-index bench-load bench-lookup bench-swap study-refresh fuzz breaking publish-protos up down
@@ -33,7 +35,7 @@ lint: setup ## Style, types and protos
 	$(BIN)/buf lint
 
 test: setup ## All tests: unit, contract, integration, end to end, short chaos
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadgroup
 
 test-unit: setup ## Tests without servers or processes
 	$(PYTEST) tests/unit tests/contract

@@ -28,6 +28,15 @@ from byline.embedded.valkey import PrivateValkey
 _TEMPLATE = "byline_template"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process must run when several share the tests (``-n 2 --dist loadgroup``): a file, for its fixtures;
+    all of e2e, because they share one system of processes and some of them watch the clock."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here)
+        item.add_marker(pytest.mark.xdist_group("e2e" if place.parts[0] == "e2e" else place.as_posix()))
+
+
 def _plain(url: str) -> str:
     return url.replace("postgresql+psycopg://", "postgresql://")
 

@@ -7,6 +7,7 @@ teacher, report. The stages themselves know only what they are given.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ log = get_logger(__name__)
 #: One for the stage, one for its heartbeat, one for the report, one for the drain watch, one for new models, three for
 #: release watches, each of which needs one for a moment. (Listeners have their own.)
 _POOL_SIZE = 8
+#: Seconds a thread may hold the interpreter when others wait: a lookup does not wait 5 ms for one that loads a release.
+_SWITCH_S = 0.0005
 
 
 class WorkerChild:
@@ -88,6 +91,7 @@ class WorkerChild:
         What cannot be loaded is reported and tried again; raises only if the stages cannot be put together.
         """
         torch.set_num_threads(self._settings.torch_threads)
+        sys.setswitchinterval(_SWITCH_S)
         try:
             start_metrics(self._metrics_port)
         except OSError as error:
