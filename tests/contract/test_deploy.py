@@ -45,9 +45,12 @@ def lineage(stage: str) -> list[str]:
 
 
 def entrypoint(stage: str) -> list[str]:
+    """What the init of a target's image starts."""
     found = re.search(r"^ENTRYPOINT \[(.*)\]", STAGES[stage], re.MULTILINE)
     assert found, f"{stage} has no ENTRYPOINT"
-    return re.findall(r'"([^"]*)"', found[1])
+    init, end, *program = re.findall(r'"([^"]*)"', found[1])
+    assert (init, end) == ("tini", "--"), f"{stage}: its program would be process 1"
+    return program
 
 
 def accepts(stage: str, arguments: list[str]) -> None:
@@ -91,6 +94,18 @@ def test_every_target_runs_a_program_that_exists() -> None:
         assert (ROOT / "services" / program / "__main__.py").is_file() and program in PROGRAMS
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert entrypoint("tools") == ["byline"] and "byline" in scripts
+
+
+def test_process_1_of_every_image_is_an_init() -> None:
+    """The kernel keeps signals of its own container from process 1: a worker found deaf could not be killed there."""
+    for target in (name for name, body in STAGES.items() if "ENTRYPOINT" in body):
+        assert entrypoint(target)
+        assert any(re.search(r"^RUN .*apt-get install .*\btini\b", STAGES[one], re.M) for one in lineage(target)), target
+    for name, service in own().items():
+        assert not service.get("init"), f"{name}: an init below an init reaps nothing"
+    for deployment in of_kind(written(), "Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert "command" not in container, "it would replace the image's init"
 
 
 def test_only_heavy_images_install_torch_and_the_extras_exist() -> None:
