@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 
 from byline.db.session import database_url, make_engine, transaction
-from byline.errors import BackupFailed, ReleaseCorrupt
+from byline.errors import BackupFailed, ReleaseCorrupt, ServerNotStarted
 from byline.releases.manifest import MANIFEST as RELEASE_MANIFEST
 from byline.releases.manifest import ReleaseManifest, verify_files
 
@@ -200,15 +200,16 @@ def _run(program: str, url: str, arguments: list[str]) -> None:
 
 def _program(name: str) -> str:
     """The one of the private server's package, which is as new as that server, else the one on PATH."""
-    try:
-        from byline.embedded.postgres import installed_binaries
+    from byline.embedded.postgres import installed_binaries
 
+    try:
         own = installed_binaries() / name
-    except ImportError:
+    except ServerNotStarted:  # no server is installed here; its programs may be
         own = Path()
     found = str(own) if own.is_file() else shutil.which(name)
     if found is None:
-        raise BackupFailed(f"{name} is not installed; it must be as new as the server (Debian: postgresql-client)")
+        raise BackupFailed(f"{name} is not installed; it must be as new as the server: install byline[embedded], or"
+                           " your system's client programs (Debian: postgresql-client)")  # fmt: skip
     return found
 
 

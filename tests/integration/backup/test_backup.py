@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from byline import backup
 from byline.catalog.blobs import BlobStore
 from byline.db import make_engine
-from byline.errors import BackupFailed
+from byline.errors import BackupFailed, ServerNotStarted
 from byline.jobs import NewJob, Stage
 from byline.jobs.store import JobStore
 from byline.releases.manifest import REQUIRED_FILES, LabelSet, ReleaseManifest, file_entry
@@ -178,6 +178,21 @@ def test_a_file_that_rotted_in_the_installation_never_takes_the_place_of_a_good_
     flipped(copy)
     with pytest.raises(BackupFailed, match=source.name):
         backup.create(database_url, places, target, NOW)
+
+
+def test_without_a_private_server_the_systems_own_programs_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Path:
+        raise ServerNotStarted("no Postgres here")
+
+    monkeypatch.setattr("byline.embedded.postgres.installed_binaries", none)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackupFailed, match="pg_dump is not installed"):
+        backup._program("pg_dump")
+    (tmp_path / "pg_dump").write_text("#!/bin/sh\n")
+    (tmp_path / "pg_dump").chmod(0o755)
+    assert backup._program("pg_dump") == str(tmp_path / "pg_dump")
 
 
 @pytest.mark.parametrize("damage", ["dump", "image", "release", "missing", "unfinished"])

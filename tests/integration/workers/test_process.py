@@ -1,5 +1,5 @@
-"""The parent and its child as real processes: a child that cannot start is replaced, and costs no doorbell; a worker that
-consumes nothing ends, also where its parent cannot be killed."""
+"""The parent and its child as real processes: a child that cannot start is replaced, and costs no doorbell; a worker
+that consumes nothing ends, also where its parent cannot be killed."""
 
 from __future__ import annotations
 
