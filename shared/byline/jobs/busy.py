@@ -1,7 +1,7 @@
 """How much of its time a worker spends in stages.
 
-Why it exists: the sum of working times is known only once a stage has ended, so a verification of minutes shows as rest and
-then as more than one can work. This share counts the stage that runs, too.
+Why it exists: the sum of working times is known only once a stage has ended, so a verification of minutes shows as rest
+and then as more than one can work. This share counts the stage that runs, too.
 """
 
 from __future__ import annotations
