@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from byline.config import SECRET_FIELDS, Settings
+from byline.config import SECRET_FIELDS, Settings, load_settings
 from byline.jobs.states import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -342,8 +342,30 @@ def test_backups_have_their_programs_their_files_and_a_volume_in_compose_and_in_
     ]
 
 
+def test_who_has_a_key_cannot_flood_a_deployed_gateway() -> None:
+    (config,) = [one for one in written() if one["kind"] == "ConfigMap"]
+    for values in (config["data"], COMPOSE["services"]["gateway"]["environment"]):
+        settings = load_settings(
+            rate_per_second=values["BYLINE_RATE_PER_SECOND"],
+            project_rate_per_second=values["BYLINE_PROJECT_RATE_PER_SECOND"],
+        )
+        assert values["BYLINE_AUTH_MODE"] == "keys"
+        assert 0 < settings.rate_per_second <= settings.project_rate_per_second
+
+
+def test_a_gateway_with_tls_is_ready_when_its_health_says_so_over_tls() -> None:
+    """An open port would keep a draining gateway, or one without its database, in service."""
+    overlay = yaml.safe_load((DEPLOY / "k8s" / "tls" / "kustomization.yaml").read_text())
+    (patch,) = [one["patch"] for one in overlay["patches"] if one["target"]["kind"] == "Deployment"]
+    probes = {one["path"].rpartition("/")[2]: one["value"] for one in yaml.safe_load(patch) if "Probe" in one["path"]}
+    assert set(probes) == {"startupProbe", "readinessProbe"}  # liveness stays apart: a restart brings no database back
+    for probe in probes.values():
+        python, flag, module = probe["exec"]["command"]
+        assert (python, flag) == ("python", "-m") and callable(importlib.import_module(module).main)
+        assert probe["timeoutSeconds"] > importlib.import_module(module).TIMEOUT_S
+
+
 def test_a_gateway_that_listens_to_strangers_asks_for_keys_and_says_where_tls_ends() -> None:
-    from byline.config import load_settings
     from services.gateway.transport import transport_of
 
     (config,) = [one for one in written() if one["kind"] == "ConfigMap"]
