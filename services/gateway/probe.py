@@ -1,8 +1,8 @@
 """``python -m services.gateway.probe``: is the gateway of this container ready? Exit code 0: yes.
 
 Why it exists: Kubernetes' own gRPC probes speak no TLS, and an open port says nothing of a gateway that drains or has
-lost its database. This asks gRPC health as a client would, TLS included. It trusts the very certificate that the gateway
-was given, under whatever name that has, because it calls by loopback.
+lost its database. This asks gRPC health as a client would, TLS included. It trusts the very certificate that the
+gateway was given, under whatever name that has, because it calls by loopback.
 """
 
 from __future__ import annotations
