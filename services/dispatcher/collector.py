@@ -2,14 +2,17 @@
 
 Why it exists: queue depth and oldest wait are facts of the database, not sums over processes that come and go, and they
 are exported by one program (any number of dispatchers export the same; dashboards take the maximum). Asked at each
-scrape, they are never stale: while Postgres is away the answer is ``byline_database_up 0`` and no old numbers. No label
-names a job, a project or a person.
+scrape, they are never stale: while Postgres is away the answer is ``byline_database_up 0`` and no old numbers. What one
+slow query would have told is missing alone, and ``byline_scrape_failed`` says so: a Postgres that is slow is not away.
+No label names a job, a project or a person.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +33,20 @@ log = get_logger(__name__)
 
 #: A worker silent for longer (seconds) does not count as one; it beats every ``heartbeat_seconds``.
 LIVE_S = 60.0
-#: A scrape must end before the next one: a query that hangs is given up (milliseconds).
-STATEMENT_MS = 5_000
+#: A query that hangs is given up after so long (milliseconds) ...
+STATEMENT_MS = 2_000
+#: ... and all of them together after this many seconds: Prometheus itself gives up after ten.
+BUDGET_S = 6.0
 
-#: name -> (help, labels, query giving the labels and then the value)
+#: name -> (help, labels, query giving the labels and then the value). Asked in this order, cheap ones first.
 QUERIES: Mapping[str, tuple[str, Sequence[str], str]] = {
-    "byline_dead_jobs": (
-        "Jobs that used up their attempts and were neither retried nor discarded", ["stage"],
-        """SELECT s.stage, (SELECT count(*) FROM jobs j WHERE j.stage = s.stage AND j.state = 'FAILED'
-            AND j.error->>'reason' = 'ATTEMPTS_EXHAUSTED' AND j.error->'metadata'->>'handled' IS NULL)
-        FROM unnest(CAST(:stages AS text[])) AS s(stage)""",
+    "byline_database_connections": (
+        "Connections to Postgres, of all programs", [],
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'",
     ),
-    "byline_dispatch_lag_seconds": (
-        "For how long the oldest due job has had no doorbell", ["stage"],
-        """SELECT s.stage, COALESCE((SELECT EXTRACT(epoch FROM now() - min(COALESCE(next_attempt_at, update_time)))
-            FROM jobs j WHERE j.stage = s.stage AND j.state = 'QUEUED' AND j.dispatched_at IS NULL
-            AND (j.next_attempt_at IS NULL OR j.next_attempt_at <= now())), 0)
-        FROM unnest(CAST(:stages AS text[])) AS s(stage)""",
+    "byline_database_connections_limit": (
+        "Connections Postgres allows", [],
+        "SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'max_connections'",
     ),
     "byline_workers": (
         "Live workers", ["queue"],
@@ -89,26 +89,32 @@ QUERIES: Mapping[str, tuple[str, Sequence[str], str]] = {
         FROM active_releases a JOIN releases r ON r.id = a.release_id
         WHERE jsonb_typeof(r.metrics->'map') = 'number'""",
     ),
-    "byline_label_set_size": (
-        "Queries with a ranking", ["model_id", "split"],
-        """SELECT q.model_id, q.split, count(DISTINCT q.id) FROM queries q JOIN rankings r ON r.query_id = q.id
-        GROUP BY 1, 2""",
-    ),
-    "byline_label_age_seconds": (
-        "Time since the newest ranking", ["model_id"],
-        "SELECT model_id, EXTRACT(epoch FROM now() - max(created_at)) FROM rankings GROUP BY 1",
+    "byline_dispatch_lag_seconds": (
+        "For how long the oldest due job has had no doorbell", ["stage"],
+        """SELECT s.stage, COALESCE((SELECT EXTRACT(epoch FROM now() - min(COALESCE(next_attempt_at, update_time)))
+            FROM jobs j WHERE j.stage = s.stage AND j.state = 'QUEUED' AND j.dispatched_at IS NULL
+            AND (j.next_attempt_at IS NULL OR j.next_attempt_at <= now())), 0)
+        FROM unnest(CAST(:stages AS text[])) AS s(stage)""",
     ),
     "byline_withdrawn_items": (
         "Items that are in no answer any more", ["corpus_id"],
         "SELECT corpus_id, count(*) FROM items WHERE withdrawn_at IS NOT NULL GROUP BY 1",
     ),
-    "byline_database_connections": (
-        "Connections to Postgres, of all programs", [],
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'",
+    "byline_dead_jobs": (
+        "Jobs that used up their attempts and were neither retried nor discarded", ["stage"],
+        """SELECT s.stage, count(j.id) FROM unnest(CAST(:stages AS text[])) AS s(stage)
+        LEFT JOIN jobs j ON j.stage = s.stage AND j.state = 'FAILED'
+            AND j.error->>'reason' = 'ATTEMPTS_EXHAUSTED' AND j.error->'metadata'->>'handled' IS NULL
+        GROUP BY s.stage""",
     ),
-    "byline_database_connections_limit": (
-        "Connections Postgres allows", [],
-        "SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'max_connections'",
+    "byline_label_set_size": (
+        "Queries with a ranking", ["model_id", "split"],
+        """SELECT q.model_id, q.split, count(*) FROM queries q
+        WHERE EXISTS (SELECT 1 FROM rankings r WHERE r.query_id = q.id) GROUP BY 1, 2""",
+    ),
+    "byline_label_age_seconds": (
+        "Time since the newest ranking", ["model_id"],
+        "SELECT model_id, EXTRACT(epoch FROM now() - max(created_at)) FROM rankings GROUP BY 1",
     ),
 }
 
@@ -116,8 +122,11 @@ QUERIES: Mapping[str, tuple[str, Sequence[str], str]] = {
 class SystemCollector(Collector):
     """Register it with the process's registry. ``folders`` are watched for room, by name."""
 
-    def __init__(self, engine: Engine, redis_url: str, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self, engine: Engine, redis_url: str, folders: Mapping[str, Path], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._redis: Any = redis.Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._folders = dict(folders)
 
@@ -144,8 +153,29 @@ class SystemCollector(Collector):
 
     def _of_database(self) -> list[Metric]:
         with transaction(self._engine) as connection:
-            connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_MS}"))
-            return [*_stages(connection), *(_queried(connection, name) for name in QUERIES)]
+            connection.execute(text("SELECT 1"))
+        help_ = "1 for what Postgres did not tell in time, by the name of the metric; byline_jobs: of all by stage"
+        failed = GaugeMetricFamily("byline_scrape_failed", help_, labels=["metric"])
+        until, found = self._clock() + BUDGET_S, list[Metric]()
+        asks = {"byline_jobs": _stages, **{name: partial(_queried, name) for name in QUERIES}}
+        for name, ask in asks.items():
+            told = self._told(name, ask, until)
+            failed.add_metric([name], float(told is None))
+            found += told or []
+        return [*found, failed]
+
+    def _told(self, name: str, ask: Callable[[Connection], list[Metric]], until: float) -> list[Metric] | None:
+        """In a transaction of its own, so that one that is given up takes no other with it; None: not told in time."""
+        left_ms = int(1e3 * (until - self._clock()))
+        if left_ms <= 0:
+            return None
+        try:
+            with transaction(self._engine) as connection:
+                connection.execute(text(f"SET LOCAL statement_timeout = {min(STATEMENT_MS, left_ms)}"))
+                return ask(connection)
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            log.warning("not_collected", what=name, error=type(error).__name__)
+            return None
 
     def _of_redis(self) -> list[Metric]:
         memory = self._redis.info("memory")
@@ -183,14 +213,14 @@ def _stages(connection: Connection) -> list[Metric]:
     return [jobs, oldest, paused]
 
 
-def _queried(connection: Connection, name: str) -> Metric:
+def _queried(name: str, connection: Connection) -> list[Metric]:
     help_, labels, query = QUERIES[name]
     family = GaugeMetricFamily(name, help_, labels=list(labels))
     parameters = {"stages": [stage.value for stage in Stage], "queues": list(QUEUES), "live": LIVE_S}
     wanted = {key: value for key, value in parameters.items() if f":{key}" in query}
     for row in connection.execute(text(query), wanted):
         family.add_metric([str(value) for value in row[:-1]], float(row[-1]))
-    return family
+    return [family]
 
 
 def _single(name: str, help_: str, value: float) -> Metric:

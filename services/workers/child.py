@@ -27,7 +27,7 @@ from byline.jobs.rows import Pins
 from byline.jobs.runner import Beat, Work
 from byline.jobs.store import JobStore
 from byline.span_export import start_span_export
-from byline.telemetry import GPU_MEMORY, get_logger, start_metrics
+from byline.telemetry import GPU_MEMORY, WORKER_BUSY, get_logger, start_metrics
 from services.workers.drain import DrainWatch
 from services.workers.pump import LookupPump, Turns
 from services.workers.report import WorkerReports, WorkerState
@@ -96,6 +96,7 @@ class WorkerChild:
             start_metrics(self._metrics_port)
         except OSError as error:
             log.error("metrics_not_served", port=self._metrics_port, error=str(error))
+        WORKER_BUSY.labels(self._queue).set_function(self._runner.busy.ratio)
         if self._settings.device.startswith("cuda"):
             GPU_MEMORY.labels("allocated").set_function(torch.cuda.memory_allocated)
             GPU_MEMORY.labels("reserved").set_function(torch.cuda.memory_reserved)

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
@@ -31,6 +31,10 @@ log = get_logger(__name__)
 
 #: How long a child that could not start waits before it ends and another one is started.
 _RESTART_PAUSE_S = 2.0
+#: How long a parent is given to end as its child asks, before it is killed.
+_END_S = 2.0
+#: What the child says to its parent, a byte each: take doorbells, leave them to others, end.
+_TAKE, _LEAVE, _END = b"+", b"-", b"x"
 
 
 class WorkerProcess:
@@ -135,8 +139,7 @@ class WorkerProcess:
             stopping.set()  # what the pump holds goes back
             if self._child is not None:
                 self._child.close()
-            if os.getppid() == self._parent:
-                os.kill(self._parent, signal.SIGKILL)  # it may hang: nothing else reaches it
+            self._end_parent()
             os._exit(1)
 
         self._canary = Canary(
@@ -144,17 +147,33 @@ class WorkerProcess:
         )
         threading.Thread(target=self._canary.run, args=(stopping,), name="canary", daemon=True).start()
 
+    def _end_parent(self) -> None:
+        """In the child: the parent's own thread ends it on our word, and SIGKILL a parent that hangs altogether.
+
+        The word comes first because a container's first process cannot be killed from within.
+        """
+        with suppress(OSError):
+            os.set_blocking(self._consume_write, False)  # full: nobody reads it
+            os.write(self._consume_write, _END)
+        until = time.monotonic() + _END_S
+        while os.getppid() == self._parent and time.monotonic() < until:
+            time.sleep(0.05)
+        if os.getppid() == self._parent:
+            os.kill(self._parent, signal.SIGKILL)
+
     def _watch_parent(self, stopping: threading.Event) -> None:
         os.read(self._stop_read, 1)  # a byte: stop asked; end of file: the parent is gone
         stopping.set()
 
     def _tell_parent(self, consuming: bool) -> None:
-        os.write(self._consume_write, b"+" if consuming else b"-")
+        os.write(self._consume_write, _TAKE if consuming else _LEAVE)
 
     def _watch_child(self, worker: Any) -> None:
-        """In the parent: take doorbells, or leave them to other workers, as the child says."""
+        """In the parent: take doorbells, leave them to other workers, or end, as the child says."""
         while said := os.read(self._consume_read, 1):
-            consumer, wanted = worker.consumer, said == b"+"
+            if said == _END:
+                os._exit(1)  # in good order it would wait for the very loop that consumes nothing
+            consumer, wanted = worker.consumer, said == _TAKE
             tasks = None if consumer is None else consumer.task_consumer
             if self._ending or tasks is None or tasks.consuming_from(self._queue) is wanted:
                 continue  # as it should be, or not connected: the child says it again at its next look

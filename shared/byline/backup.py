@@ -2,8 +2,9 @@
 
 Why it exists: Postgres is the truth, and its rows name files (images by content, releases by id). Files
 are copied after the dump, so that every row of the dump finds its file; both kinds never change once written, so a
-second backup into the same folder copies only what is new. Redis holds nothing worth keeping. The generator's directory
-and the signing key are yours: keep them as you keep your other secrets and inputs.
+second backup into the same folder copies only what is new, or what no longer has the content that was written. Redis
+holds nothing worth keeping. The generator's directory and the signing key are yours: keep them as you keep your other
+secrets and inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 
 from byline.db.session import database_url, make_engine, transaction
-from byline.errors import BackupFailed, ReleaseCorrupt
+from byline.errors import BackupFailed, ReleaseCorrupt, ServerNotStarted
 from byline.releases.manifest import MANIFEST as RELEASE_MANIFEST
 from byline.releases.manifest import ReleaseManifest, verify_files
 
@@ -49,7 +50,7 @@ class BackupManifest:
 def create(url: str, sources: Mapping[str, Path], target: Path, now: datetime) -> BackupManifest:
     """Dump the database at ``url`` and copy ``sources`` ("blobs", "releases") into ``target``.
 
-    An earlier backup there is replaced only once the new dump is whole. Raises ``BackupFailed``.
+    An earlier backup there is replaced only once everything of the new one is there. Raises ``BackupFailed``.
     """
     target.mkdir(parents=True, exist_ok=True)
     engine = make_engine(url, pool_size=1, application="byline-backup")
@@ -60,11 +61,11 @@ def create(url: str, sources: Mapping[str, Path], target: Path, now: datetime) -
         engine.dispose()
     fresh = target / f".{DUMP}"
     _run("pg_dump", url, ["--format=custom", "--no-owner", "--no-privileges", f"--file={fresh}"])
-    (target / MANIFEST).unlink(missing_ok=True)  # a folder without one is no backup
-    os.replace(fresh, target / DUMP)
     for name in FOLDERS:
         for source, relative in _files(sources[name]):
             _copy(source, target / name / relative)
+    (target / MANIFEST).unlink(missing_ok=True)  # a folder without one is no backup
+    os.replace(fresh, target / DUMP)
     copied = [path for name in FOLDERS for path, _ in _files(target / name)]
     manifest = BackupManifest(
         created_at=now.isoformat(), migration=migration, dump_sha256=_sha256(target / DUMP),
@@ -146,19 +147,39 @@ def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy unless it is there already; never half a file under its name."""
-    if target.is_file() and target.stat().st_size == source.stat().st_size:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy unless that very content is there already; never half a file, nor a damaged one, under its name."""
     part = target.with_name(f".{target.name}.part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = _digest(source)
+        if target.is_file() and _sha256(target) == (written or _sha256(source)):
+            return
         shutil.copyfile(source, part)
+        if written is not None and _sha256(part) != written:
+            raise BackupFailed(
+                f"{source} does not have the content that was written: put a good copy in its place (an older backup"
+                " may have one), then repeat this", file=str(source),
+            )  # fmt: skip
         os.replace(part, target)
     except FileNotFoundError:
-        part.unlink(missing_ok=True)  # deleted since it was listed: no row of a later moment names it
+        pass  # deleted since it was listed: no row of a later moment names it
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise BackupFailed(f"cannot copy {source} to {target}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str | None:
+    """The sha256 that a file was written with: an image's name, or what the manifest beside a release's file says."""
+    if _DIGEST.fullmatch(path.name):
+        return path.name
+    if path.name == RELEASE_MANIFEST or not (path.parent / RELEASE_MANIFEST).is_file():
+        return None
+    try:
+        entry = ReleaseManifest.read(path.parent).files.get(path.name)
+    except ReleaseCorrupt as error:
+        raise BackupFailed(f"{path.parent}: {error.message}", release=path.parent.name) from error
+    return None if entry is None else entry.sha256
 
 
 def _run(program: str, url: str, arguments: list[str]) -> None:
@@ -179,15 +200,16 @@ def _run(program: str, url: str, arguments: list[str]) -> None:
 
 def _program(name: str) -> str:
     """The one of the private server's package, which is as new as that server, else the one on PATH."""
-    try:
-        from byline.embedded.postgres import installed_binaries
+    from byline.embedded.postgres import installed_binaries
 
+    try:
         own = installed_binaries() / name
-    except ImportError:
+    except ServerNotStarted:  # no server is installed here; its programs may be
         own = Path()
     found = str(own) if own.is_file() else shutil.which(name)
     if found is None:
-        raise BackupFailed(f"{name} is not installed; it must be as new as the server (Debian: postgresql-client)")
+        raise BackupFailed(f"{name} is not installed; it must be as new as the server: install byline[embedded], or"
+                           " your system's client programs (Debian: postgresql-client)")  # fmt: skip
     return found
 
 

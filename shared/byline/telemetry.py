@@ -28,10 +28,15 @@ _STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 
 #: Jobs' stages that ended here, by outcome (succeeded, failed, retried, cancelled, lease_lost, duplicate).
 JOBS_COMPLETED = Counter("byline_jobs_completed", "Stages of jobs that ended, by outcome", ["stage", "outcome"])
-#: Seconds from claim to end of a stage.
-STAGE_SECONDS = Histogram("byline_stage_seconds", "Working time of a stage", ["stage"], buckets=_STAGE_BUCKETS)
+#: Seconds from claim to end of a stage, by how it ended: a failure is often much faster than an answer.
+STAGE_SECONDS = Histogram(
+    "byline_stage_seconds", "Working time of a stage, by outcome", ["stage", "outcome"], buckets=_STAGE_BUCKETS
+)
 #: Seconds from creation (or the end of the stage before) to claim.
 WAIT_SECONDS = Histogram("byline_wait_seconds", "Waiting time of a stage", ["stage"], buckets=_STAGE_BUCKETS)
+#: Of claims that take what waits, several jobs at once.
+CLAIM_JOBS = Histogram("byline_claim_jobs", "Jobs that one claim took", ["stage"], buckets=(1, 2, 4, 6, 8, 12, 16))
+WORKER_BUSY = Gauge("byline_worker_busy_ratio", "Share of the last minute that a worker spent in stages", ["queue"])
 LEASES_EXPIRED = Counter("byline_leases_expired", "Leases that ran out and were taken back by the dispatcher")
 STALE_FENCE = Counter("byline_stale_fence", "Writes refused because another worker holds the job now")
 DUPLICATE_DELIVERIES = Counter("byline_duplicate_deliveries", "Doorbells for a stage that was taken or done already")

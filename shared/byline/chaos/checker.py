@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from byline.chaos.history import Change, History, JobFacts, Result
+from byline.chaos.history import Change, History, JobFacts, Result, Watched
 from byline.jobs.states import TERMINAL, TRANSITIONS, Kind, State, Tier, stages
 
 #: Who else than the worker that holds a job may change it.
@@ -61,6 +61,8 @@ def check(history: History) -> Verdict:
         found += takes_effect_once(job, changes[job.job], results[job.job])
         found += only_the_holder_writes(changes[job.job])
         found += names_its_release(job, results[job.job], history.release_items)
+    for watched in history.watched:
+        found += shows_each_state_in_order(watched, changes[watched.job])
     found += answers_do_not_change(history)
     found += answers_come_from_one_release(history)
     found += withdrawn_is_in_no_later_answer(history)
@@ -111,6 +113,18 @@ def ends_once(job: JobFacts, changes: Sequence[Change]) -> Iterator[Violation]:
     ended = [change.after for change in changes if State(change.after) in TERMINAL]
     if len(ended) > 1:
         yield Violation(2, job.job, f"ended {len(ended)} times: {', '.join(ended)}")
+
+
+def shows_each_state_in_order(watched: Watched, changes: Sequence[Change]) -> Iterator[Violation]:
+    """Promise 2, as a client saw it: the job's states in their order (one may be missed), its end once and last."""
+    left = iter([change.after for change in changes])
+    if not all(state in left for state in watched.states):
+        yield Violation(2, watched.job, f"a watch showed {', '.join(watched.states)}, which are not its changes")
+    *before, last = watched.states or (None,)
+    if any(State(state) in TERMINAL for state in before):
+        yield Violation(2, watched.job, f"a watch showed {', '.join(watched.states)}: it went on after an end")
+    if watched.ended and last not in TERMINAL:
+        yield Violation(2, watched.job, f"a watch ended while the job was {last or 'not seen'}")
 
 
 def takes_effect_once(job: JobFacts, changes: Sequence[Change], results: Sequence[Result]) -> Iterator[Violation]:

@@ -59,6 +59,7 @@ class Attack:
     model_id: str
     lease_s: float
     items: Sequence[int] = ()
+    releases: Sequence[str] = ("r1", "r2")
     pause: threading.Event = threading.Event()  # noqa: RUF009 - never set: a wait that needs no clock of its own
 
     # -- processes ------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class Attack:
         registry = ReleaseRegistry(self.system.engine)
         for _ in range(2):
             active = registry.active(self.model_id)
-            other = "r2" if active is None or active.release_id == "r1" else "r1"
+            other = next(one for one in self.releases if active is None or one != active.release_id)
             with suppress(ReleaseChanged, DatabaseUnavailable):
                 registry.activate(self.model_id, other)
             self._wait(4.0)

@@ -67,7 +67,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """An answer as a client saw it, and when its call began and ended."""
+    """An answer as a client saw it, when its call began, and when the answer was there; ``how``: the method called."""
 
     job: str
     tier: str
@@ -75,6 +75,16 @@ class Read:
     items: tuple[int, ...]
     began: float
     ended: float
+    how: str = "get"
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The states that one watch of a job showed, in their order; ``ended``: it ended by itself."""
+
+    job: str
+    states: tuple[str, ...]
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +106,9 @@ class Fault:
     note: str = ""
 
 
-Entry = Acknowledged | JobFacts | Change | Result | Read | Withdrawn | Fault
+Entry = Acknowledged | JobFacts | Change | Result | Read | Watched | Withdrawn | Fault
 _KINDS: Mapping[str, type[Any]] = {
-    kind.__name__: kind for kind in (Acknowledged, JobFacts, Change, Result, Read, Withdrawn, Fault)
+    kind.__name__: kind for kind in (Acknowledged, JobFacts, Change, Result, Read, Watched, Withdrawn, Fault)
 }
 
 
@@ -113,6 +123,7 @@ class History:
     reads: tuple[Read, ...] = ()
     withdrawn: tuple[Withdrawn, ...] = ()
     faults: tuple[Fault, ...] = ()
+    watched: tuple[Watched, ...] = ()
     #: The items of each release: an answer with an item that its release does not hold is from two releases.
     release_items: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
@@ -125,6 +136,7 @@ class History:
         return cls(
             tuple(lists[Acknowledged]), tuple(lists[JobFacts]), tuple(lists[Change]), tuple(lists[Result]),
             tuple(lists[Read]), tuple(lists[Withdrawn]), tuple(lists[Fault]),
+            tuple(lists[Watched]),
             {release: frozenset(items) for release, items in release_items.items()},
         )  # fmt: skip
 
@@ -132,6 +144,7 @@ class History:
         """All entries, kind by kind."""
         for part in (
             self.faults, self.withdrawn, self.acknowledged, self.jobs, self.changes, self.results, self.reads,
+            self.watched,
         ):  # fmt: skip
             yield from part
 
@@ -157,7 +170,8 @@ class History:
                 if kind == "Releases":
                     releases = values["items"]
                     continue
-                if "items" in values:
-                    values["items"] = tuple(values["items"])
+                for name in ("items", "states"):
+                    if name in values:
+                        values[name] = tuple(values[name])
                 entries.append(_KINDS[kind](**values))
         return cls.of(entries, releases)

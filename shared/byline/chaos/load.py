@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from byline.chaos.build import CORPUS_ID, MODEL_ID, TinyWorld
-from byline.chaos.history import Acknowledged, Entry, Read, Withdrawn
+from byline.chaos.history import Acknowledged, Entry, Read, Watched, Withdrawn
 from byline.chaos.plan import PROJECTS, Ask
 from byline.client import AsyncClient, Job
 from byline.errors import BylineError
@@ -29,6 +29,8 @@ log = get_logger("byline.chaos")
 
 #: Items of an answer, and candidates of a verification.
 TOP_K, CANDIDATES = 5, 6
+#: A job that has not ended by then is the checker's business.
+WATCH_S = 1800.0
 #: Refusals that say what to do: the release has changed since the question was put together.
 _ASK_ANEW = ("RELEASE_NOT_ELIGIBLE", "TIER_NOT_AVAILABLE", "NO_ACTIVE_RELEASE")
 _GONE = ("JOB_NOT_FOUND",)
@@ -63,6 +65,7 @@ class Load:
         self._questions: dict[str, _Question] = {}
         self._asked: set[str] = set()
         self._no_sketches: set[str] = set()
+        self._watching: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="chaos-load", daemon=True)
         self._failed: BaseException | None = None
@@ -142,6 +145,7 @@ class Load:
             watch = asyncio.ensure_future(self._watch_release(clients[PROJECTS[0][0]]))
             await asyncio.gather(*(steadily() for _ in range(self._clients)))
             watch.cancel()
+            await asyncio.gather(*self._watching)
 
     async def _watch_release(self, client: AsyncClient) -> None:
         while True:
@@ -152,6 +156,8 @@ class Load:
     async def _one(self, client: AsyncClient, ask: Ask) -> None:
         job = await self._created(client, ask)
         self._note(ask, job)
+        if ask.watched:  # beside everything else: a slow job must not keep a client from asking
+            self._watching.add(asyncio.create_task(self._watch(client, job)))
         if ask.repeated:
             self._note(ask, await self._created(client, ask), again=True)
         if ask.cancelled_after_s is not None:
@@ -191,11 +197,15 @@ class Load:
         return _Question((), "", Tier.RETRIEVED if refused else ask.tier)
 
     async def _attributed(self, client: AsyncClient, ask: Ask, question: _Question) -> Job:
+        began = self._clock()
         if question.embedding:
             name = f"models/{self._model_id}/releases/{question.release}"
-            return (await client.attribute_embedding(question.embedding, name, "", TOP_K, request_id=ask.request)).job
-        data, prompt = self._world.pictures[ask.query % len(self._world.pictures)]
-        return (await client.attribute(data, prompt, "RETRIEVED", TOP_K, request_id=ask.request)).job
+            found = await client.attribute_embedding(question.embedding, name, "", TOP_K, request_id=ask.request)
+        else:
+            data, prompt = self._world.pictures[ask.query % len(self._world.pictures)]
+            found = await client.attribute(data, prompt, "RETRIEVED", TOP_K, request_id=ask.request)
+        self.entries += _reads(found.job, began, self._clock(), "attribute")
+        return found.job
 
     async def _submitted(self, client: AsyncClient, ask: Ask, question: _Question) -> Job:
         ttl_s = None if ask.waits else ask.ttl_s
@@ -223,11 +233,23 @@ class Load:
         if told is None:  # the checker will say so: it looks for the row of each acknowledgement
             return
         began, job = told
-        ended = self._clock()
-        for answer in job.answers:
-            items = tuple(influence.item_id for influence in answer.influences)
-            release = answer.release.rpartition("/")[2]
-            self.entries.append(Read(job_id, answer.tier, release, items, began, ended))
+        self.entries += _reads(job, began, self._clock(), "get")
+
+    async def _watch(self, client: AsyncClient, job: Job) -> None:
+        """Follow a job to its end; an answer is noted when it comes, and again when it has changed."""
+        began, states, noted, ended = self._clock(), list[str](), dict[str, tuple[int, ...]](), False
+        try:
+            async for seen in client.watch(job, timeout=WATCH_S):
+                if states[-1:] != [seen.state]:
+                    states.append(seen.state)
+                for read in _reads(seen, began, self._clock(), "watch"):
+                    if noted.get(read.tier) != read.items:
+                        noted[read.tier] = read.items
+                        self.entries.append(read)
+            ended = True
+        except BylineError as error:
+            self.refusals[error.reason] += 1
+        self.entries.append(Watched(job.id, tuple(states), ended))
 
     async def _told(self, call: Callable[[], Awaitable[T]]) -> T:
         """As ``_until_told`` of a call that no refusal ends."""
@@ -255,3 +277,13 @@ class Load:
 
     def _client(self, project: str) -> AsyncClient:
         return AsyncClient(self._address, project=project, model=self._model_id, timeout=20)
+
+
+def _reads(job: Job, began: float, ended: float, how: str) -> list[Read]:
+    return [
+        Read(
+            job.id, answer.tier, answer.release.rpartition("/")[2],
+            tuple(influence.item_id for influence in answer.influences), began, ended, how,
+        )
+        for answer in job.answers
+    ]  # fmt: skip

@@ -33,13 +33,19 @@ class Ask:
     #: Cancelled so many seconds after its acknowledgement.
     cancelled_after_s: float | None = None
     ttl_s: float | None = None
+    #: Followed by ``Watch`` to its end.
+    watched: bool = False
+
+
+#: One request in so many is watched: of the fast ones, and of the slow ones.
+WATCHED_EVERY, SLOW_WATCHED_EVERY = 6, 2
 
 
 def plan(jobs: int, seed: int, *, verified: int, estimated: int, by_image: int) -> list[Ask]:
     """``jobs`` requests in the order they are made; the rest of them are RETRIEVED by a ready embedding.
 
-    One in twenty is repeated, one in fifty cancelled, one in a hundred has a time to live of a few seconds; half of
-    the slow ones are BEST_EFFORT.
+    One in six is watched (of the slow ones every other), one in twenty repeated, one in fifty cancelled, one in a
+    hundred has a time to live of a few seconds; half of the slow ones are BEST_EFFORT.
     """
     if verified + estimated + by_image > jobs:
         raise ValueError("more slow jobs than jobs")
@@ -59,6 +65,7 @@ def plan(jobs: int, seed: int, *, verified: int, estimated: int, by_image: int) 
                 waits=not slow and rng.random() < 0.3, repeated=rng.random() < 0.05,
                 cancelled_after_s=rng.uniform(0, 3) if rng.random() < 0.02 else None,
                 ttl_s=rng.uniform(2, 10) if rng.random() < 0.01 else None,
+                watched=number % (SLOW_WATCHED_EVERY if slow else WATCHED_EVERY) == 0,
             )  # fmt: skip
         )
     return asks

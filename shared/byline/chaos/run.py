@@ -51,7 +51,7 @@ def attack(
     rng = random.Random(seed)
     load = Load(system.address, world, asks, corpus_id=corpus_id, model_id=model_id, clock=clock)
     common = sorted(frozenset.intersection(*world.release_items.values()))
-    attacker = Attack(system, load, rng, model_id, lease_s, common)
+    attacker = Attack(system, load, rng, model_id, lease_s, common, sorted(world.release_items))
     known = faults(attacker)
     if unknown := set(only) - set(known):
         raise InvalidRequest("faults", f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -104,7 +104,8 @@ def _figures(system: System, load: Load, history: History, verdict: Verdict) -> 
         "passed": verdict.passed,
         "violations": [f"{one.promise}: {one.job}: {one.how}" for one in verdict.violations[:50]],
         "rows": len(history.jobs), "changes": len(history.changes), "results": len(history.results),
-        "answers_read": len(history.reads), "withdrawn": len(history.withdrawn),
+        "answers_read": len(history.reads), "answers_by": dict(Counter(read.how for read in history.reads)),
+        "watches": len(history.watched), "withdrawn": len(history.withdrawn),
         "outcomes": {" ".join(key): count for key, count in sorted(seen.items())},
         "failed_for": dict(reasons),
         "attempts_taken_back": sum(change.reason == "LEASE_EXPIRED" for change in history.changes),

@@ -1,7 +1,7 @@
 """``byline backup``: make a backup, look whether one is whole, restore it.
 
 Why it exists: a backup whose way back was never walked is none, so both directions are one command each and are tested
-together (``tests/e2e/test_restore.py``).
+together (``tests/e2e/test_operations.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of the backup.")]
 @app.command("create")
 def create(folder: Folder, as_json: AsJson = False) -> None:
     """Dump the database, then copy images and releases. The system goes on meanwhile. A folder may be used again: only
-    what is new is copied."""
+    what is new or damaged there is copied."""
     settings = load_settings()
     _say("made", backup.create(settings.database_url, _places(settings), folder, datetime.now(UTC)), as_json)
 

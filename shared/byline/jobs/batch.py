@@ -75,7 +75,12 @@ class BatchRunner(StageRunner):
         self.more_may_wait = len(claims) == most
         if not claims:
             return 0
+        telemetry.CLAIM_JOBS.labels(stage.value).observe(len(claims))
         failpoint("jobs.after_claim")
+        with self.busy:
+            return self._run_batch(claims, work)
+
+    def _run_batch(self, claims: Sequence[Claim], work: Work) -> int:
         batch = [_Worked(claim, Beat(self._stop, self._clock), tracing.span(claim.job.traceparent)) for claim in claims]
         self._keep(batch)
         try:

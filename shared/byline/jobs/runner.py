@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from byline import telemetry, tracing
 from byline.errors import BylineError, DatabaseUnavailable, GaveWay, JobCancelled, LeaseLost, WorkerStopping
 from byline.failpoints import failpoint
+from byline.jobs.busy import BusyShare
 from byline.jobs.model import Claim, Job
 from byline.jobs.retry import is_retryable
 from byline.jobs.rows import Pins
@@ -130,6 +131,7 @@ class StageRunner:
         self._heartbeat_s = heartbeat_s or lease_s / 3
         self._stop = stop or threading.Event()
         self._give_up_s = give_up_s
+        self.busy = BusyShare(clock)
 
     def run(self, job_id: uuid.UUID | str, stage: Stage, work: Work, release_id: Pins = None) -> RunOutcome:
         """Answer one doorbell. ``release_id`` is pinned to the job if it has none yet.
@@ -144,7 +146,7 @@ class StageRunner:
             return RunOutcome.DUPLICATE
         failpoint("jobs.after_claim")
         begun = self._clock()
-        with tracing.within(tracing.span(claim.job.traceparent)), telemetry.bind(**facts_of(claim)):
+        with self.busy, tracing.within(tracing.span(claim.job.traceparent)), telemetry.bind(**facts_of(claim)):
             outcome = self._run(claim, work)
             note_end(claim, outcome, self._clock() - begun)
         return outcome
@@ -273,7 +275,7 @@ def note_end(claim: Claim, outcome: RunOutcome, seconds: float) -> None:
     """Count how a claim ended, with waiting and working apart, and log it: one line for each."""
     stage = claim.stage.value
     telemetry.WAIT_SECONDS.labels(stage).observe(claim.waited_s)
-    telemetry.STAGE_SECONDS.labels(stage).observe(seconds)
+    telemetry.STAGE_SECONDS.labels(stage, outcome.value).observe(seconds)
     telemetry.JOBS_COMPLETED.labels(stage, outcome.value).inc()
     log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4), waited_s=round(claim.waited_s, 4))
     if (trace := tracing.current()) is not None:

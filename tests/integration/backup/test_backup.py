@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from byline import backup
 from byline.catalog.blobs import BlobStore
 from byline.db import make_engine
-from byline.errors import BackupFailed
+from byline.errors import BackupFailed, ServerNotStarted
 from byline.jobs import NewJob, Stage
 from byline.jobs.store import JobStore
 from byline.releases.manifest import REQUIRED_FILES, LabelSet, ReleaseManifest, file_entry
@@ -125,6 +125,74 @@ def test_a_second_backup_copies_only_what_is_new(
     BlobStore(places["blobs"]).put(b"a new one")
     assert backup.create(database_url, places, target, NOW).files == len(before) + 1 + len(REQUIRED_FILES) + 1
     assert {path: path.stat().st_ino for path in before} == before
+
+
+def flipped(path: Path) -> bytes:
+    """Turn one bit of a file round, as a bad disk does, and return what it was: its size stays."""
+    before = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    return before
+
+
+def one_of_each(root: Path) -> list[Path]:
+    """An image, a file of a release, and the release's manifest."""
+    blob = next(path for path in sorted((root / "blobs").rglob("*")) if path.is_file())
+    return [blob, *(root / "releases" / "r1" / name for name in (REQUIRED_FILES[0], "manifest.json"))]
+
+
+def test_a_file_that_rotted_in_the_installation_is_replaced_by_a_restore(
+    engine: Engine, database_url: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    backup.create(database_url, places, tmp_path / "backup", NOW)
+    good = {path: flipped(path) for path in one_of_each(tmp_path)}
+    engine.dispose()
+    backup.restore(tmp_path / "backup", database_url, places, replace=True)
+    assert {path: path.read_bytes() for path in good} == good
+
+
+def test_a_copy_that_rotted_in_the_backup_is_replaced_by_the_next_one(
+    database_url: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
+    backup.create(database_url, places, target, NOW)
+    good = {path: flipped(path) for path in one_of_each(target)}
+    with pytest.raises(BackupFailed):
+        backup.verify(target)
+    made = backup.create(database_url, places, target, NOW)
+    assert {path: path.read_bytes() for path in good} == good and backup.verify(target) == made
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["image", "release"])
+def test_a_file_that_rotted_in_the_installation_never_takes_the_place_of_a_good_copy(
+    database_url: str, places: dict[str, Path], tmp_path: Path, which: int
+) -> None:
+    target = tmp_path / "backup"
+    backup.create(database_url, places, target, NOW)
+    source, copy = one_of_each(tmp_path)[which], one_of_each(target)[which]
+    good = flipped(source)
+    backup.create(database_url, places, target, NOW)
+    assert copy.read_bytes() == good and backup.verify(target)
+    with pytest.raises(BackupFailed, match=source.name):  # nowhere a good one: said now, not on the day of the restore
+        backup.create(database_url, places, tmp_path / "another", NOW)
+    flipped(copy)
+    with pytest.raises(BackupFailed, match=source.name):
+        backup.create(database_url, places, target, NOW)
+
+
+def test_without_a_private_server_the_systems_own_programs_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Path:
+        raise ServerNotStarted("no Postgres here")
+
+    monkeypatch.setattr("byline.embedded.postgres.installed_binaries", none)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackupFailed, match="pg_dump is not installed"):
+        backup._program("pg_dump")
+    (tmp_path / "pg_dump").write_text("#!/bin/sh\n")
+    (tmp_path / "pg_dump").chmod(0o755)
+    assert backup._program("pg_dump") == str(tmp_path / "pg_dump")
 
 
 @pytest.mark.parametrize("damage", ["dump", "image", "release", "missing", "unfinished"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from byline.errors import DatabaseUnavailable
 from byline.jobs import NewJob, Stage
 from byline.jobs.store import JobStore
 from byline.queue import enqueue, make_celery
+from services.dispatcher import collector
 from services.dispatcher.collector import QUERIES, SystemCollector
 
 _WORKER = text(
@@ -109,6 +111,44 @@ def test_workers_are_counted_while_they_live_and_skew_is_seen(registry: Collecto
     assert registry.get_sample_value("byline_release_skew_workers") == 2  # "old", and the one that has none
     assert registry.get_sample_value("byline_active_release_info", {"model_id": "m", "release_id": "r2"}) == 1
     assert registry.get_sample_value("byline_release_map", {"model_id": "m", "release_id": "r2"}) == 0.5
+
+
+def test_a_metric_that_takes_too_long_is_missing_alone(
+    registry: CollectorRegistry, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "STATEMENT_MS", 150)
+    JobStore(engine, {}).create(new_job("waits"))
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE rankings IN ACCESS EXCLUSIVE MODE"))
+        told = scraped(registry)
+    assert told["byline_database_up",] == 1 and told["byline_jobs", "lookup", "QUEUED"] == 1
+    assert not_told(told) == {"byline_label_set_size", "byline_label_age_seconds"}
+    assert not {name for name, *_ in told} & not_told(told)
+    assert not_told(scraped(registry)) == set()
+
+
+def test_a_scrape_ends_in_time_however_slow_postgres_is(engine: Engine, redis_url: str) -> None:
+    """Each look at the clock takes a second here: what no time is left for is said to be missing."""
+    registry = CollectorRegistry()
+    seconds = itertools.count()
+    registry.register(SystemCollector(engine, redis_url, {}, clock=lambda: float(next(seconds))))
+    told = scraped(registry)
+    asked = ["byline_jobs", *list(QUERIES)[: int(collector.BUDGET_S) - 2]]
+    assert not_told(told) == set(QUERIES) - set(asked)
+    assert told["byline_database_up",] == 1 and {name for name, *_ in told} & set(QUERIES) <= set(asked)
+
+
+def scraped(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
+    """One scrape: value by name and labels."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+    }
+
+
+def not_told(scrape: dict[tuple[str, ...], float]) -> set[str]:
+    return {name[1] for name, value in scrape.items() if name[0] == "byline_scrape_failed" and value == 1}
 
 
 def test_a_server_that_is_away_is_said_to_be_and_nothing_old_is_repeated(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from byline.config import load_settings
 from byline.errors import CallTimedOut, ServerUnreachable, SettingsInvalid
 from byline.security.keys import KeyStore
 from services.gateway.context import build_context
-from services.gateway.server import start
+from services.gateway.probe import problem_of
+from services.gateway.server import Gateway, start
 from services.gateway.transport import transport_of
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
@@ -51,7 +52,9 @@ def _openssl(*arguments: Any) -> None:
 
 
 @contextmanager
-def gateway(database_url: str, state: Path, **settings: Any) -> Iterator[str]:
+def running(
+    database_url: str, state: Path, **settings: Any
+) -> Iterator[tuple[Gateway, asyncio.AbstractEventLoop]]:
     loaded = load_settings(
         database_url=database_url, state_dir=state, grpc_address="127.0.0.1:0", auth_mode="keys", **settings
     )
@@ -61,13 +64,19 @@ def gateway(database_url: str, state: Path, **settings: Any) -> Iterator[str]:
     thread.start()
     started = asyncio.run_coroutine_threadsafe(start(context, loaded.grpc_address, database_url), loop).result(60)
     try:
-        yield started.address
+        yield started, loop
     finally:
         asyncio.run_coroutine_threadsafe(started.stop(0.0, 1.0), loop).result(60)
         context.close()
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+@contextmanager
+def gateway(database_url: str, state: Path, **settings: Any) -> Iterator[str]:
+    with running(database_url, state, **settings) as (started, _):
+        yield started.address
 
 
 def lists(address: str, key: str, credentials: Any, timeout: float = 30.0) -> bool:
@@ -125,6 +134,32 @@ def test_tls_mutual_tls_and_a_rotation_without_restart(database_url: str, tmp_pa
                 return list(await client.list())
 
         assert asyncio.run(asynchronous()) == []
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
+def test_the_readiness_probe_asks_over_tls_and_a_draining_gateway_is_not_ready(
+    database_url: str, tmp_path: Path, mutual: bool
+) -> None:
+    authority, clients = Authority(tmp_path, "servers"), Authority(tmp_path, "clients")
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    own, own_key = tmp_path / "client.pem", tmp_path / "client.key"
+    authority.sign("server", certificate, key)
+    clients.sign("client", own, own_key)
+    served: dict[str, Any] = {"tls_certificate": certificate, "tls_key": key}
+    shown = {"client_certificate": own, "client_key": own_key} if mutual else {}
+    settings = load_settings(state_dir=tmp_path, **served, **shown)
+    if mutual:
+        served["tls_client_ca"] = clients.ca
+    with running(database_url, tmp_path, **served) as (started, loop):
+        everywhere = started.address.replace("127.0.0.1", "0.0.0.0")  # as a container's gateway is told to listen
+        deadline = time.monotonic() + 60
+        while problem := problem_of(settings, everywhere):  # it has not asked its database yet
+            assert time.monotonic() < deadline, problem
+        if mutual:
+            assert problem_of(load_settings(state_dir=tmp_path, tls_certificate=certificate, tls_key=key), everywhere)
+        asyncio.run_coroutine_threadsafe(started.health.drain(), loop).result(10)
+        assert problem_of(settings, everywhere) == "it says NOT_SERVING"
+    assert "refused" in problem_of(settings, everywhere)
 
 
 def test_half_a_configuration_is_refused_at_start(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from byline.releases.delta_view import Deltas
 from byline.releases.labelled import LabelledPlaces
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
+from byline.releases.sketches import SketchParts
 from services.workers.child import WorkerChild
 from services.workers.feature_memory import FeatureMemory
 from services.workers.lookup import LookupStage
@@ -78,7 +79,7 @@ class World:
 
     def publish(
         self, release_id: str, seed: int = 1, preprocessing_hash: str | None = None, head: Head | None = None,
-        labelled: LabelledPlaces | None = None,
+        labelled: LabelledPlaces | None = None, sketches: SketchParts | None = None,
     ) -> Path:  # fmt: skip
         """Build and register a release of the bench's items, with a head of its own or a given one."""
         items = self.bench.items
@@ -108,6 +109,7 @@ class World:
             golden_features=features[:1],
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
             labelled=labelled,
+            sketches=sketches,
         )
         self.registry.register(ReleaseManifest.read(directory), directory)
         return directory

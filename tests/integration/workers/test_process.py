@@ -1,4 +1,5 @@
-"""The parent and its child as real processes: a child that cannot start is replaced, and costs no doorbell."""
+"""The parent and its child as real processes: a child that cannot start is replaced, and costs no doorbell; a worker
+that consumes nothing ends, also where its parent cannot be killed."""
 
 from __future__ import annotations
 
@@ -51,15 +52,67 @@ sys.exit(process.WorkerProcess("lookup", load_settings()).run())
 """
 
 
-def test_a_child_that_cannot_start_is_replaced_until_one_can(redis_url: str, tmp_path: Path) -> None:
+#: A worker whose canaries are lost, in a place where its parent cannot be killed: as process 1 of a container.
+DEAF = """
+import os, signal, sys, types
+
+from byline.config import load_settings
+from services.workers import process
+
+parent, kill = os.getpid(), os.kill
+
+def kill_from_within(pid, number):
+    if (pid, number) == (parent, signal.SIGKILL):
+        print("not killed", flush=True)
+    else:
+        kill(pid, number)
+
+class WorkerChild:
+    def __init__(self, *_, **__):
+        pass
+
+    def start(self):
+        pass
+
+    def close(self):
+        print("given back", flush=True)
+
+child = types.ModuleType("services.workers.child")
+child.WorkerChild = WorkerChild
+sys.modules["services.workers.child"] = child
+process.send_canary = lambda *_: None
+os.kill = kill_from_within
+sys.exit(process.WorkerProcess("lookup", load_settings()).run())
+"""
+
+
+def environment_of(redis_url: str, state: Path, **more: str) -> dict[str, str]:
     root = Path(process.__file__).resolve().parents[2]
-    environment = {
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(root / part) for part in ("", "shared", "protos")),
         "BYLINE_REDIS_URL": redis_url,
         "BYLINE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
-        "BYLINE_STATE_DIR": str(tmp_path),
+        "BYLINE_STATE_DIR": str(state),
+        **more,
     }
+
+
+def test_a_deaf_worker_ends_where_its_parent_cannot_be_killed(redis_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    environment = environment_of(redis_url, tmp_path, BYLINE_CANARY_SECONDS="0.4")
+    with log.open("wb") as out:
+        worker = subprocess.Popen([sys.executable, "-c", DEAF], env=environment, cwd=tmp_path, stdout=out, stderr=out)
+    try:
+        assert worker.wait(90) == 1, log.read_text()
+    finally:
+        worker.kill()
+    assert "consumes_nothing" in log.read_text() and "given back" in log.read_text()
+    assert "not killed" not in log.read_text(), "it ended at its child's word"
+
+
+def test_a_child_that_cannot_start_is_replaced_until_one_can(redis_url: str, tmp_path: Path) -> None:
+    environment = environment_of(redis_url, tmp_path)
     job_id = uuid.uuid4()
     answered, log = tmp_path / "answered", tmp_path / "worker.log"
     with log.open("wb") as out:

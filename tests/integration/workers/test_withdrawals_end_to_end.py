@@ -1,20 +1,25 @@
-"""Promise 7 under fire: lookups are hammered while items are withdrawn; afterwards nothing of them is in any file."""
+"""Promise 7 under fire: answers of every tier are asked for while items are withdrawn; afterwards nothing of them is in
+any file."""
 
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from attribution.v1 import attribution_job_pb2 as wire
 from byline.catalog.items import Item
 from byline.config import load_settings
 from byline.db.session import transaction
 from byline.failpoints import VARIABLE, FailpointReached
 from byline.features import FeatureExtractor
+from byline.jobs import Job, Stage, Tier
+from byline.jobs.runner import Work
 from byline.ranker.head import load_head
 from byline.rankings.features import LabelFeatures
 from byline.rankings.store import RankingStore
@@ -22,13 +27,20 @@ from byline.releases.absence import absent_releases, check_absence
 from byline.releases.delta import DeltaStore
 from byline.releases.manifest import HEAD
 from byline.releases.purge import Places, purge
+from byline.releases.sketches import SketchParts, section_of
+from byline.teachers.first_order import AbuPlusLinear
+from byline.teachers.sketch_basis import BASIS
+from byline.teachers.sketch_fit import fit_sketches
 from services.gateway import reading
 from services.gateway.context import GatewayContext, build_context
 from services.trainer.additions import Additions
+from services.workers.estimation import EstimateStage, OpenReleases
 from services.workers.lookup import LookupStage
+from services.workers.verification import VerifyStage
 from services.workers.withdrawal import WithdrawnItems
 
 from .conftest import Bench, png
+from .test_estimation import DRAWS, NOTHING_ELSE, teacher_items
 from .test_lookup import World, extractor  # noqa: F401 - a fixture
 
 #: Ids that no other number in a file is likely to equal.
@@ -56,22 +68,56 @@ def gateway(database_url: str, tmp_path: Path) -> Iterator[GatewayContext]:
     context.close()
 
 
-def _named(gateway: GatewayContext, job_id: uuid.UUID) -> set[int]:
+def _named(gateway: GatewayContext, job_id: uuid.UUID, by_tier: dict[str, set[int]] | None = None) -> set[int]:
     message = reading.kept(gateway, "p", job_id)
+    for answer in message.answers if by_tier is not None else ():
+        by_tier.setdefault(wire.Tier.Name(answer.tier), set()).update(one.item_id for one in answer.influences)
     listed = [one for answer in message.answers for one in answer.influences]
     return {one.item_id for one in listed} | {item_id for one in listed for item_id in one.copies}
 
 
-def _publish_next(world: World, release_id: str) -> None:
-    world.publish(release_id, head=load_head(world.root / "releases" / "r1" / HEAD))
+def _publish_next(world: World, release_id: str, sketches: SketchParts | None = None) -> None:
+    world.publish(release_id, head=load_head(world.root / "releases" / "r1" / HEAD), sketches=sketches)
     world.registry.activate("tiny", release_id)
     world.serving._holder.refresh()
 
 
-class Hammer(threading.Thread):
-    """Asks, answers as a worker does, reads as a client does, and reads old answers again."""
+def _sketches(bench: Bench, folder: Path) -> SketchParts:
+    """Of all items there are."""
+    linear = bench.teachers.teacher("abu_plus_linear", DRAWS, overrides=NOTHING_ELSE)
+    assert isinstance(linear, AbuPlusLinear)
+    fitted = fit_sketches(
+        linear, teacher_items(bench), dimensions=5, coordinates=400, token_rank=0, store=folder / "fit"
+    )
+    fitted.save(folder / "sketches")
+    section = section_of(
+        teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
+        query_draws=DRAWS, fidelity={},
+    )  # fmt: skip
+    return SketchParts(fitted.item_ids, fitted.sketches, folder / "sketches" / BASIS, section)
 
-    def __init__(self, world: World, gateway: GatewayContext, acknowledged: set[int], number: int) -> None:
+
+class Late:
+    """What was withdrawn as of the call before: a stage learns of a withdrawal once it was refused for it."""
+
+    def __init__(self, read: Callable[[], frozenset[int]]) -> None:
+        self._read, self._known = read, read()
+
+    def __call__(self) -> frozenset[int]:
+        known, self._known = self._known, self._read()
+        return known
+
+
+class Hammer(threading.Thread):
+    """Asks, answers as a worker does, reads as a client does, and reads old answers again.
+
+    Every third job is one of ``slow``'s tier; ``one_at_a_time``, for there is one model.
+    """
+
+    def __init__(
+        self, world: World, gateway: GatewayContext, acknowledged: set[int], number: int, slow: Tier,
+        one_at_a_time: threading.Lock,
+    ) -> None:  # fmt: skip
         super().__init__(daemon=True)
         self._world, self._gateway, self._acknowledged = world, gateway, acknowledged
         self.number = number
@@ -82,6 +128,19 @@ class Hammer(threading.Thread):
             withdrawn=WithdrawnItems(world.bench.withdrawn, lambda: 0.0),
             max_image_bytes=1 << 20, max_image_pixels=1 << 20, clock=lambda: 0.0, deltas=world.lookup._deltas,
         )  # fmt: skip
+        bench = world.bench
+        self._slow_tier, self._one_at_a_time = slow, one_at_a_time
+        self._slow: Mapping[Stage, Work] = {
+            Stage.ESTIMATE: EstimateStage(
+                store=bench.jobs, releases=OpenReleases(world.registry, "tiny"), bench=bench.teachers,
+                blobs=bench.blobs, withdrawn=Late(bench.withdrawn), draws=DRAWS, clock=time.perf_counter,
+            ),
+            Stage.VERIFY: VerifyStage(
+                store=bench.jobs, bench=bench.teachers, blobs=bench.blobs, withdrawn=Late(bench.withdrawn),
+                teacher="abu_plus", draws=DRAWS, clock=time.perf_counter, racing=False,
+            ),
+        }  # fmt: skip
+        self.named_by: dict[str, set[int]] = {}
         self.done = threading.Event()
         self.jobs: list[uuid.UUID] = []
         self.seen: set[int] = set()
@@ -92,19 +151,31 @@ class Hammer(threading.Thread):
         runner = self._world.bench.runner(f"hammer-{self.name}")
         try:
             while not self.done.is_set():
-                job = self._world.job(top_k=20, payload={"copies": "apart"})
-                # A withdrawal between search and commit lets the stage run again: one attempt, then another.
+                job = self._asked(len(self.jobs))
+                # A withdrawal between search and commit lets a stage run again: one attempt, then another.
                 for _ in range(3):
-                    runner.run(job.id, job.stage, self._stage, self._world.serving.current_id())
+                    runner.run(job.id, Stage.LOOKUP, self._stage, self._world.serving.current_id())
+                if job.tier is self._slow_tier:
+                    with self._one_at_a_time:
+                        for _ in range(3):
+                            for stage, work in self._slow.items():
+                                runner.run(job.id, stage, work)
                 self.jobs.append(job.id)
                 for asked in (job.id, self.jobs[int(self._rng.integers(len(self.jobs)))]):
                     before = set(self._acknowledged)
-                    named = _named(self._gateway, asked)
+                    named = _named(self._gateway, asked, self.named_by)
                     self.seen |= named
                     if named & before:
                         self.violations.append(named & before)
         except BaseException as error:  # told to the test, which would wait for nothing otherwise
             self.failure = error
+
+    def _asked(self, number: int) -> Job:
+        copies = {} if number % 4 == 1 else {"payload": {"copies": "apart"}}
+        if number % 3:
+            return self._world.job(top_k=20, **copies)
+        few = {"candidates": 4, "top_k": 4} if self._slow_tier is Tier.VERIFIED else {"top_k": 20}
+        return self._world.job(tier=self._slow_tier, **few, **copies)
 
 
 def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_no_file_does(
@@ -119,13 +190,17 @@ def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_
     bench.catalog.add_items("tiny", items[:8])
     additions.catch_up_all()
     bench.items.extend(items[:8])
-    _publish_next(world, "r2")
+    _publish_next(world, "r2", _sketches(bench, tmp_path))
     bench.catalog.add_items("tiny", items[8:])  # these are in the delta of r2
     additions.catch_up_all()
     _label(world, items)
 
     acknowledged: set[int] = set()
-    hammers = [Hammer(world, gateway, acknowledged, number) for number in range(2)]
+    one_at_a_time = threading.Lock()
+    hammers = [
+        Hammer(world, gateway, acknowledged, number, slow, one_at_a_time)
+        for number, slow in enumerate((Tier.ESTIMATED, Tier.VERIFIED))
+    ]
     for hammer in hammers:
         hammer.start()
     receipts = []
@@ -134,7 +209,7 @@ def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_
             _until(lambda wanted=item_id: all(wanted in h.seen or h.failure for h in hammers))
             receipts.append(bench.catalog.withdraw([item_id]))
             acknowledged.add(item_id)
-            enough = [len(hammer.jobs) + 2 for hammer in hammers]
+            enough = [len(hammer.jobs) + 3 for hammer in hammers]  # one of them is slow
             _until(lambda enough=enough: all(len(h.jobs) >= enough[h.number] or h.failure for h in hammers))
     finally:
         for hammer in hammers:
@@ -143,6 +218,8 @@ def test_no_answer_names_an_item_after_its_withdrawal_was_acknowledged_and_then_
             hammer.join(60)
     assert [hammer.failure for hammer in hammers] == [None, None]
     assert [hammer.violations for hammer in hammers] == [[], []]
+    # What was withdrawn had been in answers of the slow tiers, too: an estimate names every item of its release.
+    assert hammers[0].named_by["TIER_ESTIMATED"] >= {NEW[0], NEW[3]} and hammers[1].named_by["TIER_VERIFIED"]
 
     # Before the next release nothing is purged, and the check says where the items are.
     places = Places(tmp_path / "releases", tmp_path / "cache", bench.blobs)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from byline.chaos.checker import check
-from byline.chaos.history import Acknowledged, Change, Fault, History, JobFacts, Read, Result, Withdrawn
+from byline.chaos.history import Acknowledged, Change, Fault, History, JobFacts, Read, Result, Watched, Withdrawn
 
 CREATED = Change("j", None, "QUEUED", "lookup", "client", 0, "created")
 CLAIMED = Change("j", "QUEUED", "RUNNING", "lookup", "w1", 1, "claimed")
@@ -29,6 +29,7 @@ GOOD = History(
     reads=(Read("j", "RETRIEVED", "r1", (1, 2, 3), 2.0, 2.1), Read("j", "RETRIEVED", "r1", (1, 2), 6.0, 6.1)),
     withdrawn=(Withdrawn(3, 5.0),),
     faults=(Fault("redis_flushed", 1.2, 1.3),),
+    watched=(Watched("j", ("QUEUED", "RUNNING", "SUCCEEDED"), True), Watched("j", ("RUNNING", "QUEUED"), False)),
     release_items={"r1": frozenset({1, 2, 3}), "r2": frozenset({1, 2, 9})},
 )
 
@@ -55,7 +56,12 @@ def test_a_job_that_was_cancelled_while_it_ran_passes() -> None:
     asked = Change("j", "RUNNING", "CANCELLING", "lookup", "client", 1, "cancel requested")
     stopped = Change("j", "CANCELLING", "CANCELLED", "lookup", "w1", 1, "cancelled")
     history = with_changes(CREATED, CLAIMED, asked, stopped, state="CANCELLED")
-    assert check(replace(history, results=(), reads=())).passed
+    shown = Watched("j", ("RUNNING", "CANCELLING", "CANCELLED"), True)
+    assert check(replace(history, results=(), reads=(), watched=(shown,))).passed
+
+
+def watched(*states: str, ended: bool = True) -> History:
+    return replace(GOOD, watched=(Watched("j", states, ended),))
 
 
 LIVE = with_changes(CREATED, CLAIMED, EXPIRED, state="QUEUED")
@@ -72,6 +78,13 @@ BREAKING = {
     "a job that leaps over a state": (2, with_changes(CREATED, replace(DONE, stage="lookup", fence=0))),
     "a change from a state the job was not in": (2, with_changes(CREATED, CLAIMED, AGAIN, *GOOD.changes[4:])),
     "a job that was never created": (2, with_changes(CLAIMED)),
+    "a watch that shows states in another order": (2, watched("RUNNING", "SUCCEEDED", "QUEUED", ended=False)),
+    "a watch that shows a state the job was never in": (2, watched("QUEUED", "CANCELLING", "SUCCEEDED")),
+    "a watch that shows two ends": (2, watched("RUNNING", "SUCCEEDED", "SUCCEEDED")),
+    "a watch that ends before its job": (2, watched("QUEUED", "RUNNING")),
+    "a watch that shows nothing and ends": (2, watched()),
+    "a watch that shows another answer than was read": (
+        3, replace(GOOD, reads=(*GOOD.reads, replace(GOOD.reads[1], items=(2, 1), how="watch")))),
     "two jobs of one request": (
         3, replace(GOOD, jobs=(*GOOD.jobs, replace(GOOD.jobs[0], job="k")))),
     "a stage that completed twice": (

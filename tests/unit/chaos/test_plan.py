@@ -25,7 +25,7 @@ def test_the_mix_is_as_ordered_and_every_project_asks() -> None:
     }  # fmt: skip
     assert len({ask.request for ask in asks}) == 2000
     assert {ask.project for ask in asks} == {name for name, _ in PROJECTS}
-    for trait in ("repeated", "waits", "cancelled_after_s", "ttl_s"):
+    for trait in ("repeated", "waits", "cancelled_after_s", "ttl_s", "watched"):
         assert any(getattr(ask, trait) for ask in asks), trait
 
 

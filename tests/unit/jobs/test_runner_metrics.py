@@ -24,12 +24,15 @@ def value(name: str, **labels: str) -> float:
 
 
 def test_waiting_and_working_are_counted_apart() -> None:
-    before = value("byline_wait_seconds_sum", stage="verify"), value("byline_stage_seconds_sum", stage="verify")
+    working = {"stage": "verify", "outcome": "retried"}
+    before = value("byline_wait_seconds_sum", stage="verify"), value("byline_stage_seconds_sum", **working)
+    answered = value("byline_stage_seconds_count", stage="verify", outcome="succeeded")
     ended = value("byline_jobs_completed_total", stage="verify", outcome="retried")
     with structlog.testing.capture_logs() as lines:
         note_end(claim(waited_s=40.0), RunOutcome.RETRIED, seconds=2.5)
     assert value("byline_wait_seconds_sum", stage="verify") == pytest.approx(before[0] + 40)
-    assert value("byline_stage_seconds_sum", stage="verify") == pytest.approx(before[1] + 2.5)
+    assert value("byline_stage_seconds_sum", **working) == pytest.approx(before[1] + 2.5)
+    assert value("byline_stage_seconds_count", stage="verify", outcome="succeeded") == answered
     assert value("byline_jobs_completed_total", stage="verify", outcome="retried") == ended + 1
     assert lines == [
         {"event": "stage_ended", "log_level": "info", "outcome": "retried", "seconds": 2.5, "waited_s": 40.0}
