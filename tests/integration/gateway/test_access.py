@@ -133,6 +133,20 @@ def test_no_key_no_answer_and_every_bad_key_is_refused_in_the_same_words(keyed: 
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED and reason(caught.value) == "API_KEY_INVALID"
 
 
+def test_strangers_with_bad_keys_shut_no_good_key_out(keyed: Keyed) -> None:
+    request = wire.ListAttributionJobsRequest(parent="projects/acme")
+    with grpc.insecure_channel(keyed.address) as channel:
+        call = rpc.AttributionServiceStub(channel).ListAttributionJobs
+        flood = [
+            call.future(request, metadata=[("authorization", f"Bearer byl_{n:016x}_{'x' * 43}")], timeout=60)
+            for n in range(400)
+        ]
+        good = [("authorization", f"Bearer {keyed.key()}")]  # of which this gateway knows nothing yet
+        assert not call(request, metadata=good, timeout=60).attribution_jobs
+        assert {refused.code() for refused in flood} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert not call(request, metadata=[("authorization", f"Bearer {keyed.key()}")], timeout=60).attribution_jobs
+
+
 def test_a_revoked_key_stops_working_on_a_gateway_that_remembers_it(keyed: Keyed) -> None:
     issued = keyed.keys.create(project_id="acme", name="leaked", scopes=["jobs:read"])
     with Client(keyed.address, "acme", api_key=issued.token) as client:
