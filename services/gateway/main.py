@@ -15,7 +15,10 @@ from byline.db import migrate
 from byline.errors import BylineError
 from byline.telemetry import configure_logging, start_metrics
 from services.gateway.context import build_context
-from services.gateway.server import serve
+from services.gateway.server import leave, serve
+
+#: After the grace of running calls: so long may the threads behind them take to notice.
+_CLOSE_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             )  # fmt: skip
         finally:
-            context.close()
+            closed = context.close(_CLOSE_S)
     except BylineError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         raise SystemExit(2) from error
+    if not closed:
+        leave(0)
 
 
 def _parser() -> argparse.ArgumentParser:
