@@ -19,6 +19,7 @@ from byline.db.session import transaction
 from byline.errors import InvalidRequest
 from byline.jobs.outbox import StageDepth
 from byline.jobs.states import Stage
+from byline.security.scopes import current_principal
 from services.gateway import convert, fleet, names, reading
 from services.gateway.context import GatewayContext
 from services.gateway.paging import page_size
@@ -43,7 +44,7 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         model_id, release_id = names.parse_release(request.name)
         epoch = request.epoch if request.HasField("epoch") else None
         active = await self._context.offload(
-            self._context.registry.activate, model_id, release_id, epoch, request.reason
+            self._context.registry.activate, model_id, release_id, epoch, request.reason, current_principal().name
         )
         return convert.active_release(active)
 
@@ -52,7 +53,7 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         model_id = names.parse_model(request.model, "model")
         epoch = request.epoch if request.HasField("epoch") else None
         active = await self._context.offload(
-            self._context.registry.rollback, model_id, epoch, request.reason or "rollback"
+            self._context.registry.rollback, model_id, epoch, request.reason or "rollback", current_principal().name
         )
         return convert.active_release(active)
 

@@ -256,6 +256,19 @@ def test_who_acted_and_who_was_refused_stands_in_the_audit_and_the_chain_holds(k
     assert verified.unsealed == 0 and verified.head.seq == len(keyed.events())
 
 
+def test_who_activated_a_release_and_who_rolled_it_back_stands_beside_the_release(keyed: Keyed, tmp_path: Path) -> None:
+    keyed.context.registry.register(manifest("r2", parent="r1"), tmp_path / "r2")
+    day, night = (keyed.keys.create(project_id=None, name=name, scopes=["operate", "operate:read"]) for name in "dn")
+    with Client(keyed.address, api_key=day.token) as client:
+        client.activate(MODEL, "r2", reason="better")
+    with Client(keyed.address, api_key=night.token) as client:
+        client.rollback(MODEL, reason="worse")
+    switched = [row for row in keyed.events() if row["resource"] in ("releases/r1", "releases/r2")]
+    assert [(row["resource"], row["principal"], row["detail"]["why"]) for row in switched[-2:]] == [
+        ("releases/r2", f"key:{day.record.id}", "better"), ("releases/r1", f"key:{night.record.id}", "worse"),
+    ]  # fmt: skip
+
+
 def test_a_job_remembers_which_key_asked(keyed: Keyed) -> None:
     issued = keyed.keys.create(project_id="acme", name="web", scopes=["jobs:write"])
     with Client(keyed.address, "acme", api_key=issued.token) as client:
