@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import random
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from byline.catalog.items import Item
 from byline.client import AsyncClient, Client, Sketches
 from byline.errors import (
     CallTimedOut,
@@ -141,6 +144,16 @@ def test_an_item_can_be_shown_and_withdrawn(client: Client, worker: AnsweringWor
     assert client.withdraw(MODEL, [ITEMS[0]], reason="asked by the maker").withdrawn == (ITEMS[0],)
     answer = client.get(attribution.job).answer
     assert answer is not None and [i.item_id for i in answer.influences] == [ITEMS[1], ITEMS[2]]
+
+
+def test_an_items_image_of_more_than_a_default_message_can_be_read(client: Client, served: Running) -> None:
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (1300, 1300), random.Random(0).randbytes(3 * 1300 * 1300)).save(buffer, "PNG")
+    large = buffer.getvalue()
+    assert len(large) > 4 * 1024 * 1024
+    sha256 = served.context.blobs.put(large)
+    served.context.catalog.add_items(MODEL, [Item(999, "noise", creator="ann", image_sha256=sha256)])
+    assert client.item_image(f"corpora/{MODEL}/items/999") == large
 
 
 def test_releases_and_queues_can_be_read(client: Client) -> None:
