@@ -2,9 +2,9 @@
 
 Why it exists: a gateway without its database can commit nothing and must get no traffic; a gateway without
 Redis can, so Redis is not asked. A database that is frozen keeps its connections and says nothing, so it is asked on a
-thread that nobody else waits for, and silence counts as an answer. The schema is brought up to date before the server starts and is not asked
-again: a newer gateway that migrates it must not take the older ones out of service during a rolling update.
-While the server drains it says NOT_SERVING first and closes after.
+thread that nobody else waits for, and silence counts as an answer. The schema is brought up to date before the server
+starts and is not asked again: a newer gateway that migrates it must not take the older ones out of service during a
+rolling update. While the server drains it says NOT_SERVING first and closes after.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Health:
     """Keeps the health servicer's answers true for ``""`` and each service name."""
 
-    def __init__(self, context: GatewayContext, services: Sequence[str], every_s: float = 5.0, answers_within_s: float = 3.0) -> None:
+    def __init__(
+        self, context: GatewayContext, services: Sequence[str], every_s: float = 5.0, answers_within_s: float = 3.0
+    ) -> None:
         self.servicer = health.aio.HealthServicer()
         self._context = context
         self._names = ("", *services)

@@ -79,8 +79,8 @@ def retry(
     jobs: Names = None, every: Every = False, project: Project = None, limit: Most = None, address: Address = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Repeat dead jobs as new ones, which are printed. Repeating the call gives the same new jobs. One that is refused is
-    told and does not keep the others (exit code 1)."""
+    """Repeat dead jobs as new ones, which are printed. Repeating the call gives the same new jobs. One that is refused
+    is told and does not keep the others (exit code 1)."""
     with open_operator(address, project) as client:
         _each(_chosen(jobs, every, lambda: client.dead_jobs(project, limit)), client.retry, as_json)
 

@@ -49,7 +49,8 @@ def make_engine(
     (or one ``DatabaseUnavailable`` where work was under way).
 
     ``pool_size`` is the most connections this process holds; waiting for a free one ends after 10 s with
-    ``DatabaseUnavailable`` (inside ``transaction``), and so does a statement after ``statement_timeout_s`` (0: the server's own).
+    ``DatabaseUnavailable`` (inside ``transaction``), and so does a statement after ``statement_timeout_s`` (0: after
+    whatever the server says).
     """
     bounded = f" -c statement_timeout={round(1e3 * statement_timeout_s)}" if statement_timeout_s else ""
     engine = create_engine(

@@ -1,7 +1,8 @@
 """Whether files of a release may be opened at all.
 
-Why it exists: FAISS, safetensors and Parquet are parsed by native code, so whoever wants one file of a release asks the
-same three questions as whoever opens it whole: is it the registered one, did a trusted key sign it, are these the bytes.
+Why it exists: FAISS, safetensors and Parquet are parsed by native code, so whoever wants one file of a release asks
+the same three questions as whoever opens it whole: is it the registered one, did a trusted key sign it, are these the
+bytes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from services.gateway.guard import Guard
 from services.gateway.key_lookups import MOST, KeyLookups
 
 READER = Principal("key:1", "acme", frozenset({Scope.JOBS_READ}))
-LIST, CREATE = (f"/attribution.v1.AttributionService/{name}" for name in ("ListAttributionJobs", "CreateAttributionJob"))
+LIST = "/attribution.v1.AttributionService/ListAttributionJobs"
+CREATE = "/attribution.v1.AttributionService/CreateAttributionJob"
 
 
 class Keys:
