@@ -171,9 +171,9 @@ def test_a_rollback_whose_answer_was_lost_is_not_carried_out_twice(
     epochs: list[int | None] = []
     carry_out = served.context.registry.rollback
 
-    def lose_the_answer(model_id: str, epoch: int | None, reason: str) -> None:
+    def lose_the_answer(model_id: str, epoch: int | None, reason: str, principal: str) -> None:
         epochs.append(epoch)
-        carry_out(model_id, epoch, reason)
+        carry_out(model_id, epoch, reason, principal)
         raise DatabaseUnavailable("the connection broke after the commit")
 
     monkeypatch.setattr(served.context.registry, "rollback", lose_the_answer)
