@@ -19,6 +19,8 @@ from byline.evaluation.calibration import Calibrator
 from byline.ranker.head import Head, load_head
 from byline.releases.manifest import CALIBRATOR, HEAD
 from byline.releases.registry import ReleaseRegistry
+from byline.releases.vouched import vouched
+from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -57,11 +59,12 @@ class Heads:
     """Heads by release id. ``preprocessing_hash``: of the features curation makes."""
 
     def __init__(self, registry: ReleaseRegistry, model_id: str, preprocessing_hash: str,
-                 load: Callable[[Path], Head] = load_head) -> None:
+                 load: Callable[[Path], Head] = load_head, keyring: Keyring = NOT_SIGNED) -> None:
         self._registry = registry
         self._model_id = model_id
         self._hash = preprocessing_hash
         self._load = load
+        self._keyring = keyring
         self._open: dict[str, HeadView | None] = {}
 
     def active(self) -> HeadView | None:
@@ -88,6 +91,7 @@ class Heads:
             if record.manifest.preprocessing_hash != self._hash:
                 log.info("head_of_other_features", release_id=release_id)
                 return None
+            vouched(record.directory, self._keyring, record.manifest, (HEAD, CALIBRATOR))
             value = json.loads((record.directory / CALIBRATOR).read_text())
             return HeadView(release_id, self._load(record.directory / HEAD), Calibrator.from_json(value))
         except (BylineError, OSError, ValueError) as error:

@@ -27,6 +27,7 @@ from byline.rankings.curated import asked_prompts, choices_made, labels_made, re
 from byline.rankings.features import Asked, LabelFeatures
 from byline.rankings.store import RankingStore
 from byline.releases.registry import ReleaseRegistry
+from byline.security.signing import Keyring
 from byline.teachers.ranking import ignore_progress
 from services.curation.chooser import Chooser, Labelled
 from services.curation.generate import Generator, Prefilter, PromptRows
@@ -58,7 +59,10 @@ class Wiring:
         self._features = LabelFeatures(extractor, self._blobs, settings.cache_dir, settings.corpus_id)
         self._prompt_rows = PromptRows(settings.feature_spec, settings.device)
         self._file = read_prompts(settings.curation_prompt_file) if settings.curation_prompt_file else []
-        heads = Heads(ReleaseRegistry(engine), settings.model_id, extractor.preprocessing_hash)
+        heads = Heads(
+            ReleaseRegistry(engine), settings.model_id, extractor.preprocessing_hash,
+            keyring=Keyring.parse(settings.signing_key),
+        )  # fmt: skip
         self._producer = Producer(
             engine, self._store, self._rankings, self._blobs, settings.model_id,
             Labelling(settings.curation_teacher, settings.curation_draws, settings.curation_teacher_settings),

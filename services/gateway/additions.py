@@ -1,7 +1,8 @@
 """AddItems: checked, decoded by a child, stored, and told apart item by item.
 
 Why it exists: one broken picture must not refuse two hundred good ones, so every item has an outcome of its own. The
-order is that of every write here: bytes first, then the row that names them.
+order is that of every write here: bytes first, then the row that names them. Opening pictures takes longer than all
+else the gateway does, so work whose caller has gone is dropped while nothing of it is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from byline.catalog.blobs import BlobStore, sha256_hex
 from byline.catalog.items import Item, derive_item_id
 from byline.catalog.look import Look, look_of
 from byline.catalog.store import CatalogStore
-from byline.errors import CorpusNotFound, ImageTooLarge, ImageUndecodable, InvalidRequest
+from byline.errors import CallTimedOut, CorpusNotFound, ImageTooLarge, ImageUndecodable, InvalidRequest
 from byline.security.decoding import decode_untrusted
 
 if TYPE_CHECKING:
@@ -45,8 +46,13 @@ class Adder:
         self._blobs = blobs
         self._decode = decode
 
-    def add(self, corpus_id: str, new: Sequence[wire.NewItem]) -> wire.AddItemsResponse:
-        """Add what can be added. CorpusNotFound; InvalidRequest for a request as a whole."""
+    def add(
+        self, corpus_id: str, new: Sequence[wire.NewItem], over: Callable[[], bool] = lambda: False
+    ) -> wire.AddItemsResponse:
+        """Add what can be added. CorpusNotFound; InvalidRequest for a request as a whole.
+
+        CallTimedOut, with nothing added, once ``over`` says that nobody waits for the answer any more.
+        """
         if not 1 <= len(new) <= MAX_ITEMS:
             raise InvalidRequest("items", f"needs 1 to {MAX_ITEMS} items", value=len(new))
         if all(summary.corpus_id != corpus_id for summary in self._catalog.corpora()):
@@ -61,10 +67,10 @@ class Adder:
                 results[place] = Result(outcome=Result.OUTCOME_REFUSED, reason=reason)
             else:
                 read[item.item_id] = _Read(item, one.image, place)
-        sequence = self._add(corpus_id, read, results) if read else self._catalog.sequence(corpus_id)
+        sequence = self._add(corpus_id, read, results, over) if read else self._catalog.sequence(corpus_id)
         return wire.AddItemsResponse(results=results, corpus_sequence=sequence)
 
-    def _add(self, corpus_id: str, read: dict[int, _Read], results: list[Result]) -> int:
+    def _add(self, corpus_id: str, read: dict[int, _Read], results: list[Result], over: Callable[[], bool]) -> int:
         known = self._catalog.known(corpus_id, list(read))
         refused = self._catalog.refusals(corpus_id, [one.item for one in read.values()])
         fresh, looks = [], {}
@@ -76,13 +82,16 @@ class Adder:
             elif item_id in known:
                 results[one.place] = _refused(item_id, f"id {item_id} belongs to another image already")
             else:
+                _refuse_if(over)
                 look, reason = self._look(one.image)
                 if look is None:
                     results[one.place] = _refused(0, reason)
                 else:
                     looks[item_id] = look
                     fresh.append(one)
+        _refuse_if(over)
         self._blobs.put_many([one.image for one in fresh])
+        _refuse_if(over)
         inserted = self._catalog.add_items(corpus_id, [one.item for one in fresh], looks)
         for one in fresh:
             item_id = one.item.item_id
@@ -103,6 +112,11 @@ class Adder:
             return look_of(self._decode(image)), ""
         except (ImageUndecodable, ImageTooLarge) as error:
             return None, error.message
+
+
+def _refuse_if(over: Callable[[], bool]) -> None:
+    if over():
+        raise CallTimedOut("the call ended before its items were added: send fewer at a time")
 
 
 def _refused(item_id: int, reason: str) -> Result:

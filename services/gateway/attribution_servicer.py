@@ -89,7 +89,7 @@ class AttributionServicer(rpc.AttributionServiceServicer):
             raise InvalidRequest("requests", "each request_id may stand in a batch once")
         refuse_if_busy(self._context)
         jobs = await self._context.offload(submission.submit_many, self._context, many)
-        messages = await self._context.offload(reading.render_all, self._context, jobs, with_answers=True)
+        messages = await self._context.offload(reading.render_batch, self._context, jobs)
         return wire.BatchCreateAttributionJobsResponse(attribution_jobs=messages)
 
     async def GetAttributionJob(self, request: wire.GetAttributionJobRequest, context: Any) -> job_wire.AttributionJob:
@@ -108,9 +108,13 @@ class AttributionServicer(rpc.AttributionServiceServicer):
         listing = {"project": project_id, "states": sorted(states), "full": with_answers}
         after = self._context.tokens.decode(request.page_token, listing)
         jobs = await self._context.offload(self._context.jobs.list, project_id, states, size + 1, after)
-        page = jobs[:size]
-        messages = await self._context.offload(reading.render_all, self._context, page, with_answers=with_answers)
-        token = self._context.tokens.encode((page[-1].create_time, page[-1].id), listing) if len(jobs) > size else ""
+        messages = await self._context.offload(
+            reading.render_page, self._context, jobs[:size], with_answers=with_answers
+        )
+        token = ""
+        if len(jobs) > len(messages):
+            last = jobs[len(messages) - 1]
+            token = self._context.tokens.encode((last.create_time, last.id), listing)
         return wire.ListAttributionJobsResponse(attribution_jobs=messages, next_page_token=token)
 
     async def CancelAttributionJob(

@@ -7,6 +7,7 @@ Why it exists: the handlers, and nothing but the handlers. A withdrawn item does
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from byline.catalog.items import Item
 from byline.catalog.sniff import sniff
 from byline.catalog.store import CorpusSummary
 from byline.catalog.withdrawals import Criterion
-from byline.errors import CorpusNotFound, InvalidRequest, ItemNotFound, ReceiptNotFound
+from byline.errors import CorpusNotFound, InvalidRequest, ItemNotFound, ReceiptNotFound, ServerBusy
 from byline.releases.delta import DeltaStore
 from byline.security.scopes import current_principal
 from services.gateway import convert, names
@@ -26,6 +27,8 @@ from services.gateway.context import GatewayContext
 
 MAX_READ = 1_000
 MAX_WITHDRAW = 10_000
+#: AddItems calls at a time: their pictures are opened one after the other, and more would only time out.
+MAX_ADDING = 4
 
 
 class CatalogServicer(rpc.CatalogServiceServicer):
@@ -34,6 +37,7 @@ class CatalogServicer(rpc.CatalogServiceServicer):
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
         self._adder = Adder(context.catalog, context.blobs)
+        self._adding = 0
         self._deltas = DeltaStore(context.engine)
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:
@@ -56,7 +60,15 @@ class CatalogServicer(rpc.CatalogServiceServicer):
     async def AddItems(self, request: wire.AddItemsRequest, context: Any) -> wire.AddItemsResponse:
         """Add items; each has an outcome of its own."""
         corpus_id = names.parse_corpus(request.parent)
-        return await self._context.offload(self._adder.add, corpus_id, request.items)
+        if self._adding >= MAX_ADDING:
+            raise ServerBusy(f"{MAX_ADDING} calls add items already; try again in a second")
+        over = threading.Event()
+        self._adding += 1
+        try:
+            return await self._context.offload_pictures(self._adder.add, corpus_id, request.items, over.is_set)
+        finally:
+            self._adding -= 1
+            over.set()
 
     async def GetCorpus(self, request: wire.GetCorpusRequest, context: Any) -> wire.Corpus:
         """A corpus in figures, and what of it is found."""

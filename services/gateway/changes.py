@@ -41,11 +41,11 @@ class JobChanges:
         self._listener = Listener(database_url, [JOBS, ANSWERED, KEYS], self._stop, self._on_event, self._on_connect)
         self._listener.start()
 
-    def stop(self) -> None:
+    def stop(self, within_s: float = 5.0) -> None:
         """Stop listening and wait for the listening thread to end. Not on the event loop."""
         self._stop.set()
         if self._listener is not None:
-            self._listener.join(timeout=5.0)
+            self._listener.join(within_s)
 
     @contextmanager
     def subscribe(self, job_id: uuid.UUID) -> Iterator[asyncio.Event]:

@@ -7,6 +7,8 @@ Everything below the servicers is synchronous; ``offload`` runs it on a bounded 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -39,8 +41,14 @@ from services.gateway.uploads import PartialUploads
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Threads that talk to Postgres and the blob store; the connection pool has as many connections.
+#: Threads that talk to Postgres and the blob store.
 WORKERS = 16
+#: Threads for what has pictures opened, which takes seconds: the one child that opens them is kept busy by two.
+PICTURE_WORKERS = 2
+#: One for each thread, and one for the health check.
+CONNECTIONS = WORKERS + PICTURE_WORKERS + 1
+#: No call waits so long: a thread whose statement is stuck is given back.
+STATEMENT_S = 30.0
 #: Calls that may wait for one of these threads: half a second of work; more would only grow old.
 MOST_WAITING = 64
 
@@ -60,6 +68,7 @@ class GatewayContext:
     tokens: PageTokens
     limits: Limits
     pool: ThreadPoolExecutor
+    pictures: ThreadPoolExecutor
     guard: Guard
     audit: AuditLog
     transport: Transport
@@ -71,11 +80,23 @@ class GatewayContext:
         """Run synchronous work on the pool, in the caller's context: its log lines name the caller's trace."""
         return await _offload(self.pool, work, *args, **kwargs)
 
-    def close(self) -> None:
-        """Stop listening and give the connections back."""
-        self.changes.stop()
-        self.pool.shutdown(wait=True)
+    async def offload_pictures(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As ``offload``, for work that has pictures opened: it keeps no thread from anybody else."""
+        return await _offload(self.pictures, work, *args, **kwargs)
+
+    def close(self, within_s: float = 5.0) -> bool:
+        """Stop listening and give the connections back. False if some work hangs on: it is waited for no longer."""
+        ends = time.monotonic() + within_s
+        self.changes.stop(within_s)
+        closing = threading.Thread(target=self._end_threads, daemon=True)
+        closing.start()
+        closing.join(max(0.0, ends - time.monotonic()))
         self.engine.dispose()
+        return not closing.is_alive()
+
+    def _end_threads(self) -> None:
+        for pool in (self.pool, self.pictures):
+            pool.shutdown(cancel_futures=True)
 
 
 def refuse_if_busy(context: GatewayContext) -> None:
@@ -93,7 +114,7 @@ async def _offload(pool: ThreadPoolExecutor, work: Callable[P, R], *args: P.args
 def build_context(settings: Settings) -> GatewayContext:
     """Connect everything the settings name. Nothing is contacted yet. SettingsInvalid for bad certificates."""
     url = settings.database_url
-    engine = make_engine(url, pool_size=WORKERS, application="byline-gateway")
+    engine = make_engine(url, CONNECTIONS, application="byline-gateway", statement_timeout_s=STATEMENT_S)
     bounds = {
         Stage.LOOKUP: settings.lookup_queue_bound,
         Stage.VERIFY: settings.verification_queue_bound,
@@ -124,6 +145,7 @@ def build_context(settings: Settings) -> GatewayContext:
         tokens=PageTokens(derive_key(settings.page_token_key, url)),
         limits=Limits.of(settings),
         pool=pool,
+        pictures=ThreadPoolExecutor(max_workers=PICTURE_WORKERS, thread_name_prefix="pictures"),
         guard=guard,
         audit=audit,
         transport=transport_of(settings),

@@ -12,6 +12,7 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,9 +22,10 @@ from byline.errors import BylineError, JobNotFound
 from byline.security import audit
 from byline.security.errors import MethodUnknown, ProjectForbidden, RateLimited, ScopeMissing, Unauthenticated
 from byline.security.keys import KeyStore, refused
-from byline.security.limits import RateLimits, TokenBucket
+from byline.security.limits import RateLimits
 from byline.security.scopes import LOCAL, Principal, set_current
 from services.gateway.access import ACCESS, Access, project_of, resource_of
+from services.gateway.key_lookups import KeyLookups
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +34,8 @@ MAX_STREAMS = 200
 #: What is known of a key is asked again after so long, should the announcement of its end be lost.
 _REMEMBER_S = 30.0
 _REMEMBERED = 10_000
-#: Refusals that are looked up and recorded each second; beyond it a flood costs neither database nor disk.
+#: Refusals that are recorded each second, of each key and of all callers without one together: a flood must not fill
+#: the disk, and a stranger's must not hide what a key was refused.
 _REFUSALS_PER_S = 20.0
 _HEADER = "authorization"
 _SCALARS = (
@@ -56,7 +59,7 @@ class Guard:
         project_rate_per_second: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keys = keys
+        self._lookups = None if keys is None else KeyLookups(partial(offload, keys.authenticate_all))
         self._audit = log_of_acts
         self._offload = offload
         self._rate = rate_per_second
@@ -65,7 +68,8 @@ class Guard:
         self._generation = 0
         self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self._limits = RateLimits()
-        self._refusals = TokenBucket(_REFUSALS_PER_S, 5 * _REFUSALS_PER_S, 5 * _REFUSALS_PER_S, clock())
+        self._refusals = RateLimits()
+        self._unrecorded: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
 
     def forget(self) -> None:
@@ -79,11 +83,11 @@ class Guard:
         Unauthenticated, ScopeMissing, ProjectForbidden, JobNotFound (another project's), RateLimited.
         """
         principal, project_id = LOCAL, None
-        if self._keys is None and method not in ACCESS:
+        if self._lookups is None and method not in ACCESS:
             return principal  # a method under development; the table's test names it
         try:
-            if self._keys is not None:
-                principal = await self._identify(self._keys, metadata)
+            if self._lookups is not None:
+                principal = await self._identify(self._lookups, metadata)
             access = self._access(method)
             _check_scope(principal, access, method)
             project_id = project_of(access, request)
@@ -122,16 +126,14 @@ class Guard:
             raise MethodUnknown(f"{method} is not open to callers of this server", method=method)
         return access
 
-    async def _identify(self, keys: KeyStore, metadata: Any) -> Principal:
+    async def _identify(self, lookups: KeyLookups, metadata: Any) -> Principal:
         token = _token(metadata)
         remembered = hashlib.sha256(token.encode()).digest()
         known = self._known.get(remembered)
         if known is not None and known[1] > self._clock():
             return known[0]
-        if self._refusals.wait_s(1.0, self._clock()) > 0:
-            raise RateLimited("too many calls with keys that open nothing; try again soon", 1.0)
         generation = self._generation
-        principal: Principal = await self._offload(keys.authenticate, token)
+        principal = await lookups.principal(token)
         if generation == self._generation:  # else it may have been revoked while it was looked up
             self._known[remembered] = (principal, self._clock() + _REMEMBER_S)
         if len(self._known) > _REMEMBERED:
@@ -153,13 +155,14 @@ class Guard:
             )  # fmt: skip
 
     async def _record_refusal(self, method: str, principal: Principal, request: Any, error: BylineError) -> None:
-        if self._refusals.wait_s(1.0, self._clock()) > 0:
-            return  # a flood of refusals must not fill the disk
-        self._refusals.take(1.0)
         name = "unknown" if isinstance(error, Unauthenticated) else principal.name
+        if self._refusals.admit({name: _REFUSALS_PER_S}, 1.0, self._clock()) is not None:
+            self._unrecorded[name] += 1
+            return
+        unrecorded = self._unrecorded.pop(name, 0)
         statement = audit.event(
             name, _short(method), resource_of(request), audit.DENIED, project_id=principal.project_id,
-            detail={"reason": error.reason},
+            detail={"reason": error.reason} | ({"unrecorded": unrecorded} if unrecorded else {}),
         )  # fmt: skip
         await self._offload(self._audit.record, statement)
 

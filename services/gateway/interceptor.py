@@ -22,7 +22,7 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from byline import tracing
-from byline.errors import InvalidRequest
+from byline.errors import InvalidRequest, WatchEnded
 from byline.security.errors import MalformedRequest, MethodUnknown
 from byline.security.scopes import Principal
 from byline.telemetry import RPC_IN_FLIGHT
@@ -34,12 +34,15 @@ log = structlog.get_logger(__name__)
 Observe = Callable[[str, str, float], None]
 #: Methods of other packages (health, reflection) are passed through untouched.
 _OWN = "/attribution.v1."
+#: Stands for every method there is none of: what strangers make up must not become labels of a metric.
+_UNKNOWN = f"{_OWN}unknown"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Caps the time of unary calls at ``max_call_s`` and turns exceptions into ``google.rpc.Status``.
 
-    ``observe(method, code, seconds)`` is called once for each unary call; a stream may live for minutes.
+    ``observe(method, code, seconds)`` is called at the end of each call. The seconds of a stream are those to its first
+    message, as it may live for minutes; one that the server ends as announced (WATCH_ENDED) ends well.
     """
 
     def __init__(self, max_call_s: float, observe: Observe, guard: Guard, trace_share: float = 1.0) -> None:
@@ -60,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not method.startswith(_OWN):
             return handler
         if handler is None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, _no_such_method(method)))
+            return grpc.unary_unary_rpc_method_handler(self._unary(_UNKNOWN, _no_such_method(method)))
         codec = {
             "request_deserializer": _careful(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
@@ -133,14 +136,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, method: str, behavior: Callable[[Any, Any], AsyncIterator[Any]]
     ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            begun = time.perf_counter()
+            answered: float | None = None
+            code = "OK"
             try:
                 principal = await self._guard.admit(method, _sound(request), context.invocation_metadata())
                 refuse_nul(request)
                 with self._guard.stream(principal):
                     async for response in behavior(request, context):
+                        answered = answered or time.perf_counter()
                         yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
             except Exception as error:
-                await _abort(context, self._status(method, error))
+                status = self._status(method, error)
+                code = "OK" if isinstance(error, WatchEnded) else code_pb2.Code.Name(status.code)
+                await _abort(context, status)
+            finally:
+                self._observe(method, code, (answered or time.perf_counter()) - begun)
 
         return call
 

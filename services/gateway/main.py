@@ -16,7 +16,10 @@ from byline.errors import BylineError
 from byline.span_export import start_span_export
 from byline.telemetry import configure_logging, start_metrics
 from services.gateway.context import build_context
-from services.gateway.server import serve
+from services.gateway.server import leave, serve
+
+#: After the grace of running calls: so long may the threads behind them take to notice.
+_CLOSE_S = 2.0
 
 #: Seconds a thread may hold the interpreter when others wait. Sixteen threads wait for Postgres in turn with the event
 #: loop; Python's own 5 ms made each of their turns a queue (docs/lookup.md).
@@ -42,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             )  # fmt: skip
         finally:
-            context.close()
+            closed = context.close(_CLOSE_S)
             stop_export()
     except BylineError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         raise SystemExit(2) from error
+    if not closed:
+        leave(0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,10 +19,13 @@ from byline.db.session import transaction
 from byline.errors import InvalidRequest
 from byline.jobs.outbox import StageDepth
 from byline.jobs.states import Stage
+from byline.security.scopes import current_principal
 from services.gateway import convert, fleet, names, reading
 from services.gateway.context import GatewayContext
-from services.gateway.paging import page_size
+from services.gateway.paging import fitting, page_size
 
+#: Releases of a page for those who ask for no size.
+DEFAULT_RELEASES = 100
 #: The parent that stands for every project (AIP-159).
 ALL_PROJECTS = "projects/-"
 
@@ -34,16 +37,17 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         self._context = context
 
     async def ListReleases(self, request: wire.ListReleasesRequest, context: Any) -> wire.ListReleasesResponse:
-        """All releases of a model and which one is active."""
+        """One keyset page of a model's releases, newest first, and which one is active."""
         model_id = names.parse_model(request.parent, "parent")
-        return await self._context.offload(self._list_releases, model_id)
+        size = page_size(request.page_size, DEFAULT_RELEASES)
+        return await self._context.offload(self._list_releases, model_id, size, request.page_token)
 
     async def ActivateRelease(self, request: wire.ActivateReleaseRequest, context: Any) -> release_wire.ActiveRelease:
         """Make a release the active one."""
         model_id, release_id = names.parse_release(request.name)
         epoch = request.epoch if request.HasField("epoch") else None
         active = await self._context.offload(
-            self._context.registry.activate, model_id, release_id, epoch, request.reason
+            self._context.registry.activate, model_id, release_id, epoch, request.reason, current_principal().name
         )
         return convert.active_release(active)
 
@@ -52,7 +56,7 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         model_id = names.parse_model(request.model, "model")
         epoch = request.epoch if request.HasField("epoch") else None
         active = await self._context.offload(
-            self._context.registry.rollback, model_id, epoch, request.reason or "rollback"
+            self._context.registry.rollback, model_id, epoch, request.reason or "rollback", current_principal().name
         )
         return convert.active_release(active)
 
@@ -61,11 +65,17 @@ class OperatorServicer(rpc.OperatorServiceServicer):
         return await self._context.offload(self._queue_status)
 
     async def ListDeadJobs(self, request: wire.ListDeadJobsRequest, context: Any) -> wire.ListDeadJobsResponse:
-        """Jobs that used up their attempts."""
+        """One keyset page of the jobs that used up their attempts, latest end first."""
         project_id = None if request.parent == ALL_PROJECTS else names.parse_project(request.parent)
-        jobs = await self._context.offload(self._context.jobs.dead, project_id, page_size(request.page_size))
-        messages = await self._context.offload(reading.render_all, self._context, jobs, with_answers=False)
-        return wire.ListDeadJobsResponse(attribution_jobs=messages)
+        size, listing = page_size(request.page_size), {"dead jobs of": request.parent}
+        after = self._context.tokens.decode(request.page_token, listing)
+        jobs = await self._context.offload(self._context.jobs.dead, project_id, size + 1, after)
+        messages = await self._context.offload(reading.render_page, self._context, jobs[:size], with_answers=False)
+        token = ""
+        if len(jobs) > len(messages):
+            last = jobs[len(messages) - 1]
+            token = self._context.tokens.encode((last.end_time or last.update_time, last.id), listing)
+        return wire.ListDeadJobsResponse(attribution_jobs=messages, next_page_token=token)
 
     async def RetryDeadJob(self, request: wire.RetryDeadJobRequest, context: Any) -> job_wire.AttributionJob:
         """Repeat a dead job as a new one."""
@@ -113,12 +123,19 @@ class OperatorServicer(rpc.OperatorServiceServicer):
             traceparent=job.traceparent or "",
         )  # fmt: skip
 
-    def _list_releases(self, model_id: str) -> wire.ListReleasesResponse:
+    def _list_releases(self, model_id: str, size: int, page_token: str) -> wire.ListReleasesResponse:
         self._context.catalog.model(model_id)  # ModelNotFound
+        listing = {"releases of": model_id}
+        after = self._context.tokens.decode_named(page_token, listing)
         active = self._context.registry.active(model_id)
+        records = self._context.registry.list(model_id, size + 1, after)
+        releases = fitting(convert.release(record) for record in records[:size])
+        token = ""
+        if len(records) > len(releases):
+            last = records[len(releases) - 1]
+            token = self._context.tokens.encode((last.created_at, last.release_id), listing)
         return wire.ListReleasesResponse(
-            releases=[convert.release(record) for record in self._context.registry.list(model_id)],
-            active=convert.active_release(active) if active else None,
+            releases=releases, active=convert.active_release(active) if active else None, next_page_token=token
         )
 
     def _queue_status(self) -> wire.QueueStatus:

@@ -20,10 +20,13 @@ from datetime import UTC, datetime, timedelta
 from byline.errors import PageTokenInvalid
 
 Position = tuple[datetime, uuid.UUID]
+NamedPosition = tuple[datetime, str]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BODY = struct.Struct(">Bq16s16s")
-_VERSION = 1
+#: Kind of row and moment; the row and the digest of the listing follow.
+_HEAD = struct.Struct(">Bq")
+_BY_UUID, _BY_NAME = 1, 2
+_DIGEST_BYTES = 16
 _SIGNATURE_BYTES = 16
 
 
@@ -33,30 +36,36 @@ class PageTokens:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def encode(self, position: Position, listing: Mapping[str, object]) -> str:
-        """The token that continues after ``position`` (create time and id of the last row sent)."""
+    def encode(self, position: Position | NamedPosition, listing: Mapping[str, object]) -> str:
+        """The token that continues after ``position`` (time and id of the last row sent)."""
         moment, row = position
         micros = (moment - _EPOCH) // timedelta(microseconds=1)
-        body = _BODY.pack(_VERSION, micros, row.bytes, _listing_digest(listing))
+        kind, last = (_BY_UUID, row.bytes) if isinstance(row, uuid.UUID) else (_BY_NAME, row.encode())
+        body = _HEAD.pack(kind, micros) + last + _listing_digest(listing)
         return base64.urlsafe_b64encode(body + self._sign(body)).rstrip(b"=").decode()
 
     def decode(self, token: str, listing: Mapping[str, object]) -> Position | None:
         """The position of a token, None for the empty one. PageTokenInvalid if it is not ours or not this listing's."""
-        if not token:
-            return None
+        found = self._opened(token, listing, _BY_UUID) if token else None
+        return None if found is None else (found[0], uuid.UUID(bytes=found[1]))
+
+    def decode_named(self, token: str, listing: Mapping[str, object]) -> NamedPosition | None:
+        """As ``decode``, of a listing whose rows have names for ids."""
+        found = self._opened(token, listing, _BY_NAME) if token else None
+        return None if found is None else (found[0], found[1].decode())
+
+    def _opened(self, token: str, listing: Mapping[str, object], expected: int) -> tuple[datetime, bytes]:
         try:
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:
             raise _invalid() from error
-        body, signature = raw[: _BODY.size], raw[_BODY.size :]
-        if len(body) != _BODY.size or not hmac.compare_digest(signature, self._sign(body)):
+        body, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
+        if len(body) < _HEAD.size + _DIGEST_BYTES or not hmac.compare_digest(signature, self._sign(body)):
             raise _invalid()
-        version, micros, row, digest = _BODY.unpack(body)
-        if version != _VERSION:
-            raise _invalid()
-        if digest != _listing_digest(listing):
+        kind, micros = _HEAD.unpack_from(body)
+        if kind != expected or body[-_DIGEST_BYTES:] != _listing_digest(listing):
             raise PageTokenInvalid("page_token", "belongs to another listing: keep all other fields as they were")
-        return _EPOCH + timedelta(microseconds=micros), uuid.UUID(bytes=row)
+        return _EPOCH + timedelta(microseconds=micros), body[_HEAD.size : -_DIGEST_BYTES]
 
     def _sign(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, "sha256")[:_SIGNATURE_BYTES]
@@ -71,7 +80,7 @@ def derive_key(configured: str, database_url: str) -> bytes:
 
 
 def _listing_digest(listing: Mapping[str, object]) -> bytes:
-    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).digest()[:16]
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).digest()[:_DIGEST_BYTES]
 
 
 def _invalid() -> PageTokenInvalid:

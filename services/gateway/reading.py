@@ -19,6 +19,10 @@ from byline.jobs.model import Job, StageResult
 from byline.jobs.states import Kind, Stage
 from services.gateway import convert
 from services.gateway.context import GatewayContext
+from services.gateway.paging import RESPONSE_BYTES, fitting
+
+#: Rows of a page that are read and written together.
+_TOGETHER = 25
 
 
 def row(context: GatewayContext, project_id: str, job_id: uuid.UUID) -> Job:
@@ -69,6 +73,28 @@ def render_all(context: GatewayContext, jobs: Iterable[Job], *, with_answers: bo
     """The messages of many rows. Results are read only where a job can have some that will be shown."""
     with single_statements(context.engine) as connection:
         return _render(context, connection, jobs, with_answers)
+
+
+def render_page(context: GatewayContext, jobs: Sequence[Job], *, with_answers: bool) -> list[wire.AttributionJob]:
+    """The messages of the first rows, as many as one response may hold."""
+    return fitting(
+        message for start in range(0, len(jobs), _TOGETHER)
+        for message in render_all(context, jobs[start : start + _TOGETHER], with_answers=with_answers)
+    )  # fmt: skip
+
+
+def render_batch(context: GatewayContext, jobs: Sequence[Job]) -> list[wire.AttributionJob]:
+    """The messages of all rows, with answers while one response may hold them."""
+    messages = render_all(context, jobs, with_answers=False)
+    left = RESPONSE_BYTES - sum(message.ByteSize() for message in messages)
+    answered = [place for place, job in enumerate(jobs) if _may_have(job, with_answers=True)]
+    for place in answered:
+        message = render(context, jobs[place])
+        left -= message.ByteSize() - messages[place].ByteSize()
+        if left < 0:
+            break
+        messages[place] = message
+    return messages
 
 
 def _row(context: GatewayContext, connection: Connection, project_id: str, job_id: uuid.UUID) -> Job:

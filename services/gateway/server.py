@@ -7,9 +7,11 @@ the watches (clients watch again elsewhere), let running calls finish, close.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -130,14 +132,28 @@ async def start(context: GatewayContext, address: str, database_url: str, *, ref
 async def serve(
     context: GatewayContext, address: str, database_url: str, *, notice_s: float, grace_s: float, reflect: bool = True
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
+    """Serve until SIGTERM or SIGINT, then drain. A second one ends the process at once."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def asked(number: int) -> None:
+        if stop.is_set():
+            leave(128 + number)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, asked, number)
     gateway = await start(context, address, database_url, reflect=reflect)
     await stop.wait()
     await gateway.stop(notice_s, grace_s)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without waiting for its threads, which may hang in the database. What was acknowledged is
+    committed, so nothing is lost."""
+    log.warning("left", status=status)
+    logging.shutdown()
+    os._exit(status)
 
 
 def _observe(method: str, code: str, seconds: float) -> None:

@@ -153,7 +153,8 @@ def purge_withdrawn(engine: Engine, settings: Settings) -> None:
     from byline.releases.purge import Places, purge
 
     corpus_id = CatalogStore(engine).model(settings.model_id).corpus_id
-    purge(engine, Places(settings.release_dir, settings.cache_dir, BlobStore(settings.blob_dir)), corpus_id)
+    keyring = Keyring.parse(settings.signing_key)
+    purge(engine, Places(settings.release_dir, settings.cache_dir, BlobStore(settings.blob_dir), keyring), corpus_id)
 
 
 def keep_rule(settings: Settings) -> KeepRule:

@@ -41,6 +41,7 @@ from byline.releases.labelled import LabelledPlaces
 from byline.releases.manifest import HEAD, LabelSet, RefreshSection, RefreshTrigger, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
+from byline.releases.vouched import vouched
 from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
 from services.trainer.candidates import Candidate, FitPlan, Previous, Start, best_of, fit_candidates
@@ -110,7 +111,7 @@ class RefreshSettings:
     git_sha: str = ""
     #: Of the release's index; ``auto`` chooses by size and measured recall.
     index_factory: str = AUTO
-    #: Signs the manifest, if it has a key.
+    #: Signs the manifest, if it has a key, and must have signed the one it starts from.
     keyring: Keyring = NOT_SIGNED
 
 
@@ -262,6 +263,7 @@ class Refresher:
             return None
         if record.manifest.preprocessing_hash != self._features.preprocessing_hash:
             return None
+        vouched(record.directory, self._settings.keyring, record.manifest, (HEAD,))
         return Previous(load_head(record.directory / HEAD), float(record.metrics.get("fit", {}).get("slope") or 1.0))
 
     def _fit(self, labels: _Labels, seed: int, previous: Previous | None, due: Sequence[Due],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -99,9 +100,9 @@ class TrainerWork:
         return outcome
 
     def _collect(self, now: datetime) -> None:
-        """Files of old releases; a failure costs disk space, not the refresh."""
-        try:
-            self._purge()
-            self._garbage.collect(self._model_id, now)
-        except (BylineError, OSError) as error:
-            log.warning("garbage_not_collected", error=str(error))
+        """Files of old releases; a failure costs disk space, not the refresh, and one does not keep the other."""
+        for remove in (self._purge, partial(self._garbage.collect, self._model_id, now)):
+            try:
+                remove()
+            except (BylineError, OSError) as error:
+                log.warning("garbage_not_collected", error=str(error))

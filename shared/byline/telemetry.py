@@ -43,7 +43,8 @@ DUPLICATE_DELIVERIES = Counter("byline_duplicate_deliveries", "Doorbells for a s
 #: Seconds of the steps a stage times itself: decode, encode, search, gradient, teacher, ...
 STEP_SECONDS = Histogram("byline_step_seconds", "Working time of a step", ["stage", "step"], buckets=_STAGE_BUCKETS)
 RPC_IN_FLIGHT = Gauge("byline_rpc_in_flight", "Unary calls being answered")
-RPC_SECONDS = Histogram("byline_rpc_seconds", "Duration of unary calls", ["method", "code"], buckets=_FAST_BUCKETS)
+#: Ended calls. Of a unary call the whole time, of a stream the time to its first message; its code is that of its end.
+RPC_SECONDS = Histogram("byline_rpc_seconds", "Time to answer a call", ["method", "code"], buckets=_FAST_BUCKETS)
 CANARIES_MISSED = Counter("byline_canaries_missed", "Messages to itself that an idle worker did not get back")
 WATCH_STREAMS = Gauge("byline_watch_streams", "Open watch streams")
 DISPATCHED = Counter("byline_dispatched", "Doorbells rung", ["stage"])

@@ -6,12 +6,12 @@ import inspect
 from pathlib import Path
 
 import byline.doctor.database
-from services.gateway.context import WORKERS
+from services.gateway.context import CONNECTIONS
 from services.workers.child import _POOL_SIZE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Their pools; a gateway listens with one more, a lookup worker with one, and with one for each model's release.
-GATEWAY, LOOKUP, VERIFICATION = WORKERS + 1, _POOL_SIZE + 2, _POOL_SIZE
+GATEWAY, LOOKUP, VERIFICATION = CONNECTIONS + 1, _POOL_SIZE + 2, _POOL_SIZE
 
 
 def test_the_connections_of_a_gateway_and_of_a_worker_are_told_as_they_are() -> None:

@@ -19,6 +19,14 @@ UNSAFE = {
     "pandas.read_pickle", "pd.read_pickle", "pickle.load", "pickle.loads", "marshal.loads", "shelve.open",
 }  # fmt: skip
 
+#: What parses a file of a release. Whoever calls one of these asks ``vouched`` first.
+PARSERS = {"load_head", "load_index", "read_catalogue", "catalogue_ids", "open_sketches"}
+VOUCHED_ELSEWHERE = {
+    "shared/byline/releases/sketches.py",  # a part of load_release
+    "shared/byline/cli/evaluate_calibration.py",  # through find_head
+    "shared/byline/cli/bench_lookup_system.py",  # a release that the bench made itself
+}
+
 
 @cache
 def calls() -> tuple[tuple[str, str, ast.Call], ...]:
@@ -48,6 +56,13 @@ def test_the_one_pinned_network_is_loaded_as_tensors_only_after_its_digest_was_c
     assert keywords(load).get("weights_only") is True
     source = (ROOT / PINNED).read_text()
     assert source.index("sha256") < source.index("torch.load")
+
+
+def test_a_file_of_a_release_is_opened_only_where_it_is_vouched_for() -> None:
+    opening = {path for path, name, _ in calls() if name in PARSERS}
+    asking = {path for path, name, _ in calls() if name == "vouched"}
+    assert opening >= {"shared/byline/releases/loader.py", "services/trainer/refresh.py"}
+    assert sorted(opening - asking) == sorted(VOUCHED_ELSEWHERE)
 
 
 def test_no_option_switches_safety_off() -> None:

@@ -91,7 +91,8 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetItemImage(self, request, context):
-        """The image of an item. NOT_FOUND if the item is unknown or withdrawn.
+        """The image of an item, in one message: it may have 8 MiB, so let your client receive more than gRPC's default of
+        4 MiB. NOT_FOUND if the item is unknown or withdrawn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,18 +14,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ListReleasesRequest(_message.Message):
-    __slots__ = ("parent",)
+    __slots__ = ("parent", "page_size", "page_token")
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     parent: str
-    def __init__(self, parent: _Optional[str] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListReleasesResponse(_message.Message):
-    __slots__ = ("releases", "active")
+    __slots__ = ("releases", "active", "next_page_token")
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     releases: _containers.RepeatedCompositeFieldContainer[_release_pb2.Release]
     active: _release_pb2.ActiveRelease
-    def __init__(self, releases: _Optional[_Iterable[_Union[_release_pb2.Release, _Mapping]]] = ..., active: _Optional[_Union[_release_pb2.ActiveRelease, _Mapping]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, releases: _Optional[_Iterable[_Union[_release_pb2.Release, _Mapping]]] = ..., active: _Optional[_Union[_release_pb2.ActiveRelease, _Mapping]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ActivateReleaseRequest(_message.Message):
     __slots__ = ("name", "epoch", "reason")
@@ -94,18 +100,22 @@ class Worker(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., queue: _Optional[str] = ..., release_id: _Optional[str] = ..., error: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., draining: _Optional[bool] = ..., drained_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListDeadJobsRequest(_message.Message):
-    __slots__ = ("parent", "page_size")
+    __slots__ = ("parent", "page_size", "page_token")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     parent: str
     page_size: int
-    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListDeadJobsResponse(_message.Message):
-    __slots__ = ("attribution_jobs",)
+    __slots__ = ("attribution_jobs", "next_page_token")
     ATTRIBUTION_JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     attribution_jobs: _containers.RepeatedCompositeFieldContainer[_attribution_job_pb2.AttributionJob]
-    def __init__(self, attribution_jobs: _Optional[_Iterable[_Union[_attribution_job_pb2.AttributionJob, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, attribution_jobs: _Optional[_Iterable[_Union[_attribution_job_pb2.AttributionJob, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RetryDeadJobRequest(_message.Message):
     __slots__ = ("name",)

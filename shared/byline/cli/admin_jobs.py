@@ -16,14 +16,16 @@ from rich.table import Table
 
 from byline.cli.operator import Address, AsJson, line, open_operator, say
 from byline.client.values import Job
-from byline.errors import InvalidRequest
+from byline.errors import BylineError, InvalidRequest, ServerUnreachable
 
 app = typer.Typer(help="List, show, cancel; dead jobs: list, retry, discard.", no_args_is_help=True)
 
 Project = Annotated[str | None, typer.Option(help="Project (BYLINE_PROJECT_ID).")]
 Name = Annotated[str, typer.Argument(help="Id of the job, or its resource name (for another project's).")]
 Names = Annotated[list[str] | None, typer.Argument(help="Ids or resource names of dead jobs.")]
-Limit = Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)]
+Limit = Annotated[int, typer.Option(help="At most so many.", min=1)]
+Every = Annotated[bool, typer.Option("--all", help="All dead jobs, of the project if one is named.")]
+Most = Annotated[int | None, typer.Option("--limit", help="With --all: at most so many, latest first.", min=1)]
 
 
 @app.command("list")
@@ -74,32 +76,49 @@ def cancel(job: Name, project: Project = None, address: Address = None, as_json:
 
 @app.command("retry")
 def retry(
-    jobs: Names = None,
-    every: Annotated[bool, typer.Option("--all", help="All dead jobs that `jobs dead` would list.")] = False,
-    project: Project = None, limit: Limit = 50, address: Address = None, as_json: AsJson = False,
+    jobs: Names = None, every: Every = False, project: Project = None, limit: Most = None, address: Address = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Repeat dead jobs as new ones, which are printed. Repeating the call gives the same new jobs."""
+    """Repeat dead jobs as new ones, which are printed. Repeating the call gives the same new jobs. One that is refused
+    is told and does not keep the others (exit code 1)."""
     with open_operator(address, project) as client:
-        names = _chosen(jobs, every, lambda: client.dead_jobs(project, limit))
-        _print([client.retry(name) for name in names], as_json)
+        _each(_chosen(jobs, every, lambda: client.dead_jobs(project, limit)), client.retry, as_json)
 
 
 @app.command("discard")
 def discard(
-    jobs: Names = None,
-    every: Annotated[bool, typer.Option("--all", help="All dead jobs that `jobs dead` would list.")] = False,
-    project: Project = None, limit: Limit = 50, address: Address = None, as_json: AsJson = False,
+    jobs: Names = None, every: Every = False, project: Project = None, limit: Most = None, address: Address = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Put dead jobs aside: they stay FAILED and are listed no more."""
+    """Put dead jobs aside: they stay FAILED and are listed no more. One that is refused is told (exit code 1)."""
     with open_operator(address, project) as client:
-        names = _chosen(jobs, every, lambda: client.dead_jobs(project, limit))
-        _print([client.discard(name) for name in names], as_json)
+        _each(_chosen(jobs, every, lambda: client.dead_jobs(project, limit)), client.discard, as_json)
 
 
 def _chosen(jobs: list[str] | None, every: bool, dead: Callable[[], Sequence[Job]]) -> list[str]:
     if bool(jobs) is every:
         raise InvalidRequest("jobs", "name some dead jobs, or say --all")
     return [job.name for job in dead()] if every else list(jobs or ())
+
+
+def _each(names: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
+    """Act on every job and print what was done; of several, one that is refused is told and the others go on."""
+    done, refused = [], []
+    for name in names:
+        try:
+            done.append(act(name))
+        except ServerUnreachable:
+            _print(done, as_json)
+            raise
+        except BylineError as error:
+            if len(names) == 1:
+                raise
+            refused.append(f"{name}: {error.reason}: {error.message}")
+    _print(done, as_json)
+    for told in refused:
+        typer.echo(told, err=True)
+    if refused:
+        raise typer.Exit(1)
 
 
 def _print(jobs: Sequence[Job], as_json: bool) -> None:

@@ -33,6 +33,7 @@ from byline.client.corpus import CorpusClient, NewItem
 from byline.config import Settings, load_settings
 from byline.db.session import make_engine
 from byline.errors import InvalidRequest
+from byline.security.signing import Keyring
 from byline.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -289,7 +290,8 @@ def _print_receipt(receipt: StoredReceipt, found: AbsenceReport | None) -> None:
 def _places(settings: Settings) -> Places:
     from byline.releases.purge import Places
 
-    return Places(settings.release_dir, settings.cache_dir, BlobStore(settings.blob_dir))
+    keyring = Keyring.parse(settings.signing_key)
+    return Places(settings.release_dir, settings.cache_dir, BlobStore(settings.blob_dir), keyring)
 
 
 @contextmanager

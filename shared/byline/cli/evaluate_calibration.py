@@ -26,6 +26,7 @@ from byline.cli.evaluate_head import find_head
 from byline.config import Settings, load_settings, repository_root
 from byline.errors import FeatureMismatch
 from byline.evaluation.result_file import git_commit, write_result
+from byline.security.signing import Keyring
 
 if TYPE_CHECKING:
     from byline.catalog.blobs import BlobStore
@@ -85,7 +86,7 @@ def evaluate(settings: Settings, labels: Path, head: str | None, cutoff: int, pe
 
     files = read_label_files(labels, settings.corpus_source, settings.model_directory, settings.feature_spec,
                              settings.cache_dir, settings.device, _progress)
-    named, embed, vectors = _embedded(files, head, cutoff, seed)
+    named, embed, vectors = _embedded(files, head, Keyring.parse(settings.signing_key), cutoff, seed)
     model = DiffusionModel.load(settings.model_directory, settings.device)
     extractor = load_extractor(settings.feature_spec, device=settings.device, model=model)
     with tempfile.TemporaryDirectory(prefix="byline-queries-") as folder:
@@ -102,12 +103,13 @@ def evaluate(settings: Settings, labels: Path, head: str | None, cutoff: int, pe
     }  # fmt: skip
 
 
-def _embedded(files: FileLabels, head: str | None, cutoff: int, seed: int) -> tuple[str, Embed, FloatArray]:
+def _embedded(files: FileLabels, head: str | None, keyring: Keyring, cutoff: int, seed: int
+              ) -> tuple[str, Embed, FloatArray]:  # fmt: skip
     """Name, embedding of queries, and items' vectors [n, d] of the head that is judged."""
     from byline.evaluation.study_student import StudentSettings, fit_student
     from byline.ranker.head import load_head
 
-    named = find_head(None, "", head)
+    named = find_head(None, "", head, keyring)
     if named.path is None:
         student = fit_student(files.labelled("train"), files.labelled("validation", cutoff=cutoff), files.blocks,
                               StudentSettings(evaluate_at=cutoff), seed)

@@ -30,6 +30,8 @@ from byline.evaluation.head_slices import Slice, creator_of_top, distance_thirds
 from byline.evaluation.result_file import git_commit, write_result
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry
+from byline.releases.vouched import vouched
+from byline.security.signing import Keyring
 
 FITTED = "fitted here"
 
@@ -70,8 +72,9 @@ def head(
     used = settings.seed if seed is None else seed
     engine = None if labels is not None else make_engine(settings.database_url)
     try:
-        first = find_head(engine, model or settings.model_id, release)
-        second = find_head(engine, model or settings.model_id, against) if against is not None else None
+        keyring, model_id = Keyring.parse(settings.signing_key), model or settings.model_id
+        first = find_head(engine, model_id, release, keyring)
+        second = find_head(engine, model_id, against, keyring) if against is not None else None
         figures = evaluate(engine, settings, labels, first, second, split, cutoff, wanted, used)
     finally:
         if engine is not None:
@@ -82,11 +85,14 @@ def head(
     typer.echo(f"written to {out}{'' if drawn else '; no figure, as matplotlib is not installed'}")
 
 
-def find_head(engine: Engine | None, model_id: str, name: str | None) -> NamedHead:
-    """A head by release id, directory or file; None is the active release, or without database one fitted here."""
+def find_head(engine: Engine | None, model_id: str, name: str | None, keyring: Keyring) -> NamedHead:
+    """A head by release id, directory or file; None is the active release, or without database one fitted here.
+
+    SignatureInvalid for a release that none of the keys signed, ReleaseCorrupt for one whose head was altered.
+    """
     path = Path(name) if name is not None else None
     if path is not None and path.is_dir():
-        manifest = ReleaseManifest.read(path)
+        manifest = vouched(path, keyring, files=(HEAD,))
         return NamedHead(manifest.release_id, path / HEAD, manifest)
     if path is not None and path.is_file():
         return NamedHead(path.stem if path.name != HEAD else str(path), path, None)
@@ -102,6 +108,7 @@ def find_head(engine: Engine | None, model_id: str, name: str | None) -> NamedHe
             raise NoActiveRelease(f"no release of {model_id} is active yet; name one with --head", model_id=model_id)
         name = active.release_id
     record = registry.get(name)
+    vouched(record.directory, keyring, record.manifest, (HEAD,))
     return NamedHead(record.release_id, record.directory / HEAD, record.manifest)
 
 

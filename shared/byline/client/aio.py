@@ -198,7 +198,11 @@ class AsyncClient:
 
     async def releases(self, model: str) -> tuple[Sequence[Release], ActiveRelease | None]:
         """The releases of a model and which one is active."""
-        return await self._do(self._calls.releases(model))
+        found, active, token = await self._do(self._calls.releases(model))
+        while token:
+            page, active, token = await self._do(self._calls.releases(model, token))
+            found += page
+        return found, active
 
     async def activate(self, model: str, release: str, epoch: int | None = None, reason: str = "") -> ActiveRelease:
         """Make a release the active one."""
@@ -207,7 +211,7 @@ class AsyncClient:
     async def rollback(self, model: str, epoch: int | None = None, reason: str = "") -> ActiveRelease:
         """Activate the release before the present one; see ``Client.rollback``."""
         if epoch is None:
-            epoch = epoch_of((await self.releases(model))[1])
+            epoch = epoch_of((await self._do(self._calls.releases(model)))[1])
         return await self._do(self._calls.rollback(model, epoch, reason))
 
     async def queues(self) -> QueueStatus:

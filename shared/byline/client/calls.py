@@ -59,7 +59,10 @@ SERVICE_CONFIG = json.dumps(
         "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
     }
 )  # fmt: skip
+#: An item's image comes in one message, and the server may allow larger ones than its default of 8 MiB.
+_MAX_RECEIVED = 64 * 1024 * 1024
 CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_RECEIVED),
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.enable_retries", 1),
     ("grpc.keepalive_time_ms", 60_000),
@@ -156,14 +159,17 @@ class Calls:
             lambda r: ([wire.job(message) for message in r.attribution_jobs], r.next_page_token),
         )  # fmt: skip
 
-    def releases(self, model: str) -> Call[tuple[list[values.Release], values.ActiveRelease | None]]:
-        """ListReleases."""
-        request = operator_wire.ListReleasesRequest(parent=f"models/{model}")
+    def releases(
+        self, model: str, token: str = ""
+    ) -> Call[tuple[list[values.Release], values.ActiveRelease | None, str]]:
+        """One page of ListReleases, what is active, and the token of the next page."""
+        request = operator_wire.ListReleasesRequest(parent=f"models/{model}", page_token=token)
         return Call(
             "OperatorService", "ListReleases", request,
             lambda r: (
                 [wire.release(message) for message in r.releases],
                 wire.active_release(r.active) if r.HasField("active") else None,
+                r.next_page_token,
             ),
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from byline.client.sync import Client
 
 _SERVICE = "OperatorService"
 ALL_PROJECTS = "projects/-"
+_PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,18 @@ class OperatorClient(Client):
         request = wire.ResumeWorkerRequest(worker_id=worker_id)
         return self._do(Call(_SERVICE, "ResumeWorker", request, reading.worker_status))
 
-    def dead_jobs(self, project: str | None = None, limit: int = 50) -> Sequence[values.Job]:
-        """Jobs that used up their attempts, latest first; of all projects if none is named."""
-        request = wire.ListDeadJobsRequest(parent=f"projects/{project}" if project else ALL_PROJECTS, page_size=limit)
-        return self._do(Call(_SERVICE, "ListDeadJobs", request, lambda r: [reading.job(j) for j in r.attribution_jobs]))
+    def dead_jobs(self, project: str | None = None, limit: int | None = 50) -> Sequence[values.Job]:
+        """Jobs that used up their attempts, latest first; of all projects if none is named, all if ``limit`` is None.
+        """
+        request = wire.ListDeadJobsRequest(parent=f"projects/{project}" if project else ALL_PROJECTS)
+        found: list[values.Job] = []
+        while limit is None or len(found) < limit:
+            request.page_size = _PAGE if limit is None else min(limit - len(found), _PAGE)
+            page, request.page_token = self._do(Call(_SERVICE, "ListDeadJobs", request, _dead_page))
+            found += page
+            if not request.page_token:
+                break
+        return found
 
     def retry(self, job: str) -> values.Job:
         """Repeat a dead job as a new one, which is returned. JobNotRetryable if it is not dead."""
@@ -78,6 +87,10 @@ class OperatorClient(Client):
         """Everything that happened to a job."""
         request = wire.ListJobEventsRequest(name=self._calls.job_name(job))
         return self._do(Call(_SERVICE, "ListJobEvents", request, _history))
+
+
+def _dead_page(message: wire.ListDeadJobsResponse) -> tuple[list[values.Job], str]:
+    return [reading.job(job) for job in message.attribution_jobs], message.next_page_token
 
 
 def _history(message: wire.ListJobEventsResponse) -> JobHistory:

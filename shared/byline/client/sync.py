@@ -217,7 +217,11 @@ class Client:
 
     def releases(self, model: str) -> tuple[Sequence[Release], ActiveRelease | None]:
         """The releases of a model, newest first, and which one is active."""
-        return self._do(self._calls.releases(model))
+        found, active, token = self._do(self._calls.releases(model))
+        while token:
+            page, active, token = self._do(self._calls.releases(model, token))
+            found += page
+        return found, active
 
     def activate(self, model: str, release: str, epoch: int | None = None, reason: str = "") -> ActiveRelease:
         """Make a release the active one; with ``epoch``, only if no other activation came first."""
@@ -230,7 +234,7 @@ class Client:
         error or CallTimedOut it may have been carried out, so look at ``releases`` before you repeat it.
         """
         if epoch is None:
-            epoch = epoch_of(self.releases(model)[1])
+            epoch = epoch_of(self._do(self._calls.releases(model))[1])
         return self._do(self._calls.rollback(model, epoch, reason))
 
     def queues(self) -> QueueStatus:

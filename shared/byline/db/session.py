@@ -42,13 +42,17 @@ def database_url(url: str) -> URL:
     return parsed
 
 
-def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -> Engine:
+def make_engine(
+    url: str, pool_size: int = 10, *, application: str = "byline", statement_timeout_s: float = 0.0
+) -> Engine:
     """A pooled engine. A connection unused for a second is checked first, so a restarted Postgres costs one reconnect
     (or one ``DatabaseUnavailable`` where work was under way).
 
     ``pool_size`` is the most connections this process holds; waiting for a free one ends after 10 s with
-    ``DatabaseUnavailable`` (inside ``transaction``).
+    ``DatabaseUnavailable`` (inside ``transaction``), and so does a statement after ``statement_timeout_s`` (0: after
+    whatever the server says).
     """
+    bounded = f" -c statement_timeout={round(1e3 * statement_timeout_s)}" if statement_timeout_s else ""
     engine = create_engine(
         database_url(url),
         pool_size=pool_size,
@@ -59,7 +63,7 @@ def make_engine(url: str, pool_size: int = 10, *, application: str = "byline") -
         connect_args={
             "connect_timeout": 5,
             "application_name": application,
-            "options": "-c timezone=UTC",
+            "options": "-c timezone=UTC" + bounded,
             **LINK,
         },
     )

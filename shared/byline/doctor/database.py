@@ -88,6 +88,6 @@ def connections(connection: Connection) -> Finding:
              " CAST(current_setting('max_connections') AS int)")
     ).one()  # fmt: skip
     if used > BUSY_SHARE * limit:
-        advice = "raise max_connections or put a pooler in front; a gateway takes up to 17, a worker up to 10"
+        advice = "raise max_connections or put a pooler in front; a gateway takes up to 20, a worker up to 10"
         return Finding("postgres.connections", Level.WARNING, f"{used} of {limit} used", advice)
     return ok("postgres.connections", f"{used} of {limit} used")

@@ -20,7 +20,7 @@ from byline.jobs.model import Claim, Job
 from byline.jobs.retry import retry_delay_s
 from byline.jobs.rows import (
     COLUMNS,
-    RESULTS,
+    EVENTS,
     WAITED,
     Pins,
     add_result,
@@ -64,6 +64,9 @@ WITH prior AS (
 )
 SELECT {COLUMNS}, {WAITED} FROM claimed LEFT JOIN lazily ON true
 """)  # noqa: S608
+
+#: Why a stage ended, in its event; ``waiting`` writes the same.
+_COMPLETED = "completed"
 
 _HEARTBEAT = text("""
 UPDATE jobs SET lease_until = now() + make_interval(secs => :lease),
@@ -121,9 +124,8 @@ def complete(
     """
     job = _held(connection, held)
     if job is None:
-        done = select(RESULTS.c.fence).where(RESULTS.c.job_id == held.job.id, RESULTS.c.stage == held.stage)
         current = find(connection, held.job.id)
-        if current is None or connection.execute(done).scalar() != held.fence:
+        if current is None or not _completed_before(connection, held):
             raise _lost(held)
         return current
     if job.state is State.CANCELLING:
@@ -134,12 +136,12 @@ def complete(
         also(connection)
     following = next_stage(job.stage, job.tier)
     if following is None:
-        return change(connection, job, State.SUCCEEDED, actor=held.worker_id, reason="completed", error=None)
+        return change(connection, job, State.SUCCEEDED, actor=held.worker_id, reason=_COMPLETED, error=None)
     return requeue(
         connection,
         job,
         actor=held.worker_id,
-        reason=f"{job.stage} completed",
+        reason=f"{job.stage} {_COMPLETED}",
         delay_s=0,
         stage=following,
         attempt=0,
@@ -191,6 +193,17 @@ def _held(connection: Connection, held: Claim) -> Job | None:
         # Claims are not flushed to disk at once: after a crash of Postgres another worker may hold the same fence.
         return None
     return job if job.state in (State.RUNNING, State.CANCELLING) else None
+
+
+def _completed_before(connection: Connection, held: Claim) -> bool:
+    """Whether this very claim was completed. That a result has its fence does not say so: the dispatcher ends a
+    verification that is BEST_EFFORT with a result of its own."""
+    reasons = (_COMPLETED, f"{held.stage} {_COMPLETED}")
+    done = select(EVENTS.c.id).where(
+        EVENTS.c.job_id == held.job.id, EVENTS.c.stage == held.stage, EVENTS.c.fence == held.fence,
+        EVENTS.c.actor == held.worker_id, EVENTS.c.reason.in_(reasons),
+    )  # fmt: skip
+    return connection.execute(done.limit(1)).first() is not None
 
 
 def _require(connection: Connection, held: Claim) -> Job:

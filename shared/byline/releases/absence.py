@@ -31,10 +31,11 @@ from byline.releases.manifest import (
     SKETCH_GOLDEN,
     SKETCH_TOKENS,
     SKETCHES,
-    ReleaseManifest,
 )
 from byline.releases.purge import REFERENCED, Places, item_stores, sketch_sets
 from byline.releases.purge_rows import rows_naming
+from byline.releases.vouched import vouched
+from byline.security.signing import Keyring
 
 Ids = NDArray[np.int64]
 #: A smaller id is a number like any other: finding its bytes or digits proves nothing.
@@ -91,13 +92,13 @@ def check_absence(engine: Engine, places: Places, receipt: StoredReceipt) -> Abs
     for folder in sketch_sets(places.cache_dir):
         report.sketches[_shown(folder, places.cache_dir)] = _among(_tensor_ids(folder / "sketches.safetensors"), gone)
     for manifest in sorted(places.release_dir.glob("*/" + MANIFEST)):
-        report.releases[manifest.parent.name] = _of_release(manifest.parent, gone)
+        report.releases[manifest.parent.name] = _of_release(manifest.parent, gone, places.keyring)
     _search(places, gone[gone >= DISTINCTIVE], report)
     return report
 
 
-def _of_release(directory: Path, gone: Ids) -> dict[str, int]:
-    manifest = ReleaseManifest.read(directory)
+def _of_release(directory: Path, gone: Ids, keyring: Keyring) -> dict[str, int]:
+    manifest = vouched(directory, keyring)
     readers: dict[str, Callable[[Path], Ids]] = {
         CATALOGUE: catalogue_ids,
         EMBEDDINGS: lambda path: load_index(path, manifest.index_factory).ids,

@@ -24,9 +24,10 @@ from byline.ranker.head import Head, load_head
 from byline.releases.catalogue import Catalogue, read_catalogue
 from byline.releases.golden import GoldenQueries
 from byline.releases.labelled import LABELLED, LabelledPlaces
-from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest, verify_files
+from byline.releases.manifest import CALIBRATOR, CATALOGUE, EMBEDDINGS, GOLDEN, HEAD, ReleaseManifest
 from byline.releases.sketches import ReleaseSketches, open_sketches
-from byline.security.signing import NOT_SIGNED, Keyring, check_manifest
+from byline.releases.vouched import vouched
+from byline.security.signing import NOT_SIGNED, Keyring
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,7 @@ def load_release(
     missing, altered or does not fit.
     """
     directory = Path(directory)
-    manifest = ReleaseManifest.read(directory)
-    if expected is not None and manifest.digest != expected.digest:
-        raise ReleaseCorrupt(
-            f"the manifest in {directory.name} is not the registered one", release_id=expected.release_id
-        )
-    check_manifest(directory, manifest.digest, keyring)
-    verify_files(directory, manifest)
+    manifest = vouched(directory, keyring, expected)
     release = Release(
         manifest=manifest,
         directory=directory,

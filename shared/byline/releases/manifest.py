@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -253,9 +254,12 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256=digest, bytes=path.stat().st_size)
 
 
-def verify_files(directory: Path, manifest: ReleaseManifest) -> None:
-    """Compare every file with the manifest. ReleaseCorrupt names the first that is missing or altered."""
+def verify_files(directory: Path, manifest: ReleaseManifest, names: Collection[str] | None = None) -> None:
+    """Compare every file, or those named, with the manifest. ReleaseCorrupt names the first that is missing or altered.
+    """
     for name, expected in manifest.files.items():
+        if names is not None and name not in names:
+            continue
         try:
             found = file_entry(directory / name)
         except OSError as error:

@@ -34,6 +34,8 @@ from byline.releases.garbage_files import remove_release
 from byline.releases.manifest import CATALOGUE
 from byline.releases.purge_rows import PurgedRows, purge_rows
 from byline.releases.registry import ReleaseRecord, ReleaseRegistry
+from byline.releases.vouched import vouched
+from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -59,6 +61,8 @@ class Places:
     release_dir: Path
     cache_dir: Path
     blobs: BlobStore
+    #: Files of releases that none of its keys signed are not opened.
+    keyring: Keyring = NOT_SIGNED
 
 
 @dataclass
@@ -104,7 +108,7 @@ def purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
     gone = np.array(items, dtype=np.int64)
     records = list(_releases(engine, corpus_id))
     active = _active(engine, corpus_id)
-    holding = [record for record in records if _holds(record, gone)]
+    holding = [record for record in records if _holds(record, gone, places.keyring)]
     report.waiting = {record.model_id: record.release_id for record in holding if record.release_id in active}
     if report.waiting:
         return report
@@ -151,9 +155,12 @@ def _active(engine: Engine, corpus_id: str) -> set[str]:
     return {active.release_id for active in found if active is not None}
 
 
-def _holds(record: ReleaseRecord, gone: Ids) -> bool:
+def _holds(record: ReleaseRecord, gone: Ids, keyring: Keyring) -> bool:
     path = record.directory / CATALOGUE
-    return path.is_file() and bool(np.isin(catalogue_ids(path), gone).any())
+    if not path.is_file():
+        return False
+    vouched(record.directory, keyring, record.manifest, (CATALOGUE,))
+    return bool(np.isin(catalogue_ids(path), gone).any())
 
 
 def _remove(engine: Engine, record: ReleaseRecord) -> bool:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, func, insert, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from byline.db.listen import RELEASES
@@ -161,9 +161,13 @@ class ReleaseRegistry:
         with transaction(self._engine) as connection:
             return _record(connection, release_id)
 
-    def list(self, model_id: str | None = None, limit: int = 100) -> list[ReleaseRecord]:
-        """Releases, newest first."""
+    def list(
+        self, model_id: str | None = None, limit: int = 100, after: tuple[datetime, str] | None = None
+    ) -> list[ReleaseRecord]:
+        """Releases, newest first; ``after`` is (created_at, id) of the last one of the page before."""
         query = select(_releases).order_by(_releases.c.created_at.desc(), _releases.c.id.desc()).limit(limit)
+        if after is not None:
+            query = query.where(tuple_(_releases.c.created_at, _releases.c.id) < after)
         if model_id is not None:
             query = query.where(_releases.c.model_id == model_id)
         with transaction(self._engine) as connection:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from byline.catalog.items import Item
 from byline.catalog.store import ModelRecord
@@ -30,6 +31,8 @@ from byline.releases.manifest import (
     SketchSection,
 )
 from byline.releases.registry import ReleaseRegistry
+from byline.security.keys import KeyStore
+from byline.security.scopes import ALL_SCOPES, PROJECT_SCOPES
 from services.gateway.context import GatewayContext, build_context
 from services.gateway.server import Gateway, start
 
@@ -84,12 +87,12 @@ class AnsweringWorker:
         self._stop.set()
         self._thread.join(10)
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, payload: str) -> None:
         import uuid
 
         if self.hold.is_set():
             return
-        job_id = uuid.UUID(text)
+        job_id = uuid.UUID(payload)
         for stage in (Stage.LOOKUP, Stage.ESTIMATE, Stage.VERIFY):
             claim = self.store.claim(job_id, stage, "in-test", 30.0, "r1")
             if claim is not None:
@@ -162,3 +165,44 @@ def worker(served: Running, database_url: str) -> Iterator[AnsweringWorker]:
     worker.start()
     yield worker
     worker.stop()
+
+
+class Keyed:
+    """A gateway that asks for keys, and where keys are made."""
+
+    def __init__(self, context: GatewayContext, gateway: Gateway, loop: asyncio.AbstractEventLoop) -> None:
+        self.context, self.gateway, self.loop = context, gateway, loop
+        self.address = gateway.address
+        self.keys = KeyStore(context.engine)
+
+    def key(self, project: str | None = "acme", scopes: Any = None, **more: Any) -> str:
+        wanted = scopes or (PROJECT_SCOPES if project else ALL_SCOPES)
+        return self.keys.create(project_id=project, name="test", scopes=wanted, **more).token
+
+    def events(self) -> list[Any]:
+        with self.context.engine.connect() as connection:
+            return list(connection.execute(text("SELECT * FROM audit_events ORDER BY id")).mappings())
+
+
+@pytest.fixture
+def keyed(database_url: str, tmp_path: Path) -> Iterator[Keyed]:
+    """A gateway with the active release r1 that asks everybody for a key."""
+    settings = load_settings(
+        database_url=database_url, state_dir=tmp_path, grpc_address="127.0.0.1:0", auth_mode="keys", rate_per_second=0
+    )
+    context = build_context(settings)
+    context.catalog.add_model(ModelRecord(MODEL, MODEL, tmp_path, "rev1"))
+    sha256 = context.blobs.put(png("blue"))
+    context.catalog.add_items(MODEL, [Item(i, f"item {i}", creator="ann", image_sha256=sha256) for i in ITEMS])
+    context.registry.register(manifest("r1"), tmp_path / "r1")
+    context.registry.activate(MODEL, "r1")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    gateway = asyncio.run_coroutine_threadsafe(start(context, settings.grpc_address, database_url), loop).result(60)
+    yield Keyed(context, gateway, loop)
+    asyncio.run_coroutine_threadsafe(gateway.stop(0.0, 1.0), loop).result(60)
+    context.close()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()

@@ -78,6 +78,20 @@ def mutate(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return bytes(found)
 
 
+def spoil(rng: random.Random, keys: list[str]) -> list[str]:
+    """Values of the header ``authorization``: a good one now and then, and everything that is nearly one."""
+    key, other = rng.choice(keys), rng.choice(keys)
+    at = rng.randrange(len(key))
+    letter = rng.choice("AaZz09-_ %=.\"'")
+    value = rng.choice((
+        f"Bearer {key}", f"bearer {key}", f"Bearer {key[:at]}{letter}{key[at + 1:]}", f"Bearer {key[:at]}",
+        f"Bearer {key}{letter}", f"Bearer {key[:21]}{other[21:]}", f"Bearer {key.upper()}", f"Basic {key}", key,
+        f"Bearer{key}", f"Bearer  {key}", "Bearer", "", f"Bearer {key} {other}", f"Bearer {key}" * 40, letter * 3_000,
+        f"Bearer byl_{rng.randbytes(8).hex()}_{'x' * 43}", f"Bearer {key[:20]}_{'A' * 43}", "Bearer ' OR 1=1 --",
+    ))  # fmt: skip
+    return [value, *(spoil(rng, keys) if rng.random() < 0.1 else [])]
+
+
 _ID = "6f1c6ab0-4df6-4a7e-9d33-0d3f6a0d7c11"
 _TEXTS = st.one_of(
     st.sampled_from([

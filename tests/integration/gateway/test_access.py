@@ -4,77 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_status import rpc_status
-from sqlalchemy import text
 
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
 from attribution.v1 import operator_service_pb2 as operator_wire
 from attribution.v1 import operator_service_pb2_grpc as operator_rpc
-from byline.catalog.items import Item
-from byline.catalog.store import ModelRecord
 from byline.client import AsyncClient, Client
 from byline.config import load_settings
 from byline.errors import BylineError, JobNotFound, SettingsInvalid
 from byline.security.errors import ProjectForbidden, RateLimited, ScopeMissing, Unauthenticated
-from byline.security.keys import KeyStore
-from byline.security.scopes import ALL_SCOPES, PROJECT_SCOPES
 from services.gateway.access import ACCESS
-from services.gateway.context import GatewayContext, build_context
-from services.gateway.server import Gateway, start
 
-from .conftest import ITEMS, MODEL, manifest, png
+from .conftest import ITEMS, MODEL, Keyed, manifest, png
 from .test_jobs import reason
 
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
-
-
-class Keyed:
-    """A gateway that asks for keys, and where keys are made."""
-
-    def __init__(self, context: GatewayContext, gateway: Gateway, loop: asyncio.AbstractEventLoop) -> None:
-        self.context, self.gateway, self.loop = context, gateway, loop
-        self.address = gateway.address
-        self.keys = KeyStore(context.engine)
-
-    def key(self, project: str | None = "acme", scopes: Any = None, **more: Any) -> str:
-        wanted = scopes or (PROJECT_SCOPES if project else ALL_SCOPES)
-        return self.keys.create(project_id=project, name="test", scopes=wanted, **more).token
-
-    def events(self) -> list[Any]:
-        with self.context.engine.connect() as connection:
-            return list(connection.execute(text("SELECT * FROM audit_events ORDER BY id")).mappings())
-
-
-@pytest.fixture
-def keyed(database_url: str, tmp_path: Path) -> Iterator[Keyed]:
-    settings = load_settings(
-        database_url=database_url, state_dir=tmp_path, grpc_address="127.0.0.1:0", auth_mode="keys", rate_per_second=0
-    )
-    context = build_context(settings)
-    context.catalog.add_model(ModelRecord(MODEL, MODEL, tmp_path, "rev1"))
-    sha256 = context.blobs.put(png("blue"))
-    context.catalog.add_items(MODEL, [Item(i, f"item {i}", creator="ann", image_sha256=sha256) for i in ITEMS])
-    context.registry.register(manifest("r1"), tmp_path / "r1")
-    context.registry.activate(MODEL, "r1")
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    gateway = asyncio.run_coroutine_threadsafe(start(context, settings.grpc_address, database_url), loop).result(60)
-    yield Keyed(context, gateway, loop)
-    asyncio.run_coroutine_threadsafe(gateway.stop(0.0, 1.0), loop).result(60)
-    context.close()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
 
 
 def refused_as(expected: type[BylineError], call: Any, *arguments: Any, **more: Any) -> BylineError:
@@ -131,6 +82,20 @@ def test_no_key_no_answer_and_every_bad_key_is_refused_in_the_same_words(keyed: 
     with grpc.insecure_channel(keyed.address) as channel, pytest.raises(grpc.RpcError) as caught:
         list(rpc.AttributionServiceStub(channel).WatchAttributionJob(wire.WatchAttributionJobRequest(name=job.name)))
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED and reason(caught.value) == "API_KEY_INVALID"
+
+
+def test_strangers_with_bad_keys_shut_no_good_key_out(keyed: Keyed) -> None:
+    request = wire.ListAttributionJobsRequest(parent="projects/acme")
+    with grpc.insecure_channel(keyed.address) as channel:
+        call = rpc.AttributionServiceStub(channel).ListAttributionJobs
+        flood = [
+            call.future(request, metadata=[("authorization", f"Bearer byl_{n:016x}_{'x' * 43}")], timeout=60)
+            for n in range(400)
+        ]
+        good = [("authorization", f"Bearer {keyed.key()}")]  # of which this gateway knows nothing yet
+        assert not call(request, metadata=good, timeout=60).attribution_jobs
+        assert {refused.code() for refused in flood} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert not call(request, metadata=[("authorization", f"Bearer {keyed.key()}")], timeout=60).attribution_jobs
 
 
 def test_a_revoked_key_stops_working_on_a_gateway_that_remembers_it(keyed: Keyed) -> None:
@@ -240,6 +205,19 @@ def test_who_acted_and_who_was_refused_stands_in_the_audit_and_the_chain_holds(k
         time.sleep(0.05)
     verified = keyed.context.audit.verify()
     assert verified.unsealed == 0 and verified.head.seq == len(keyed.events())
+
+
+def test_who_activated_a_release_and_who_rolled_it_back_stands_beside_the_release(keyed: Keyed, tmp_path: Path) -> None:
+    keyed.context.registry.register(manifest("r2", parent="r1"), tmp_path / "r2")
+    day, night = (keyed.keys.create(project_id=None, name=name, scopes=["operate", "operate:read"]) for name in "dn")
+    with Client(keyed.address, api_key=day.token) as client:
+        client.activate(MODEL, "r2", reason="better")
+    with Client(keyed.address, api_key=night.token) as client:
+        client.rollback(MODEL, reason="worse")
+    switched = [row for row in keyed.events() if row["resource"] in ("releases/r1", "releases/r2")]
+    assert [(row["resource"], row["principal"], row["detail"]["why"]) for row in switched[-2:]] == [
+        ("releases/r2", f"key:{day.record.id}", "better"), ("releases/r1", f"key:{night.record.id}", "worse"),
+    ]  # fmt: skip
 
 
 def test_a_job_remembers_which_key_asked(keyed: Keyed) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from byline.cli.app import build_app
-from byline.client import Client
+from byline.client import Client, operations
 from byline.errors import BylineError, DatabaseUnavailable, InvalidRequest, JobNotRetryable, WorkerNotFound
 from byline.jobs import NewJob, Stage
 from byline.tracing import Trace, parse
@@ -32,11 +32,11 @@ def run(served: Running, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("byline.cli.app._configure_logging", lambda: None)
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(build_app(), ["admin", *arguments])
         if isinstance(result.exception, BylineError):
             raise result.exception
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == code, result.output
         return result.output
 
     return run
@@ -108,6 +108,25 @@ def test_dead_jobs_of_all_projects_are_listed_retried_and_discarded(run: Run, se
         run("jobs", "discard", fresh["name"])
     with pytest.raises(InvalidRequest, match="--all"):
         run("jobs", "retry")
+
+
+def test_retry_all_reaches_every_page_and_one_that_is_refused_keeps_no_other(
+    run: Run, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_PAGE", 2)
+    dead = [dead_job(served) for _ in range(5)]
+    assert len(json.loads(run("jobs", "dead", "--limit", "3", "--json"))["jobs"]) == 3
+    retry = served.context.jobs.retry_dead
+
+    def refusing(job_id: uuid.UUID) -> Any:
+        if str(job_id) == dead[2]:
+            raise JobNotRetryable("not this one", job_id=job_id)
+        return retry(job_id)
+
+    monkeypatch.setattr(served.context.jobs, "retry_dead", refusing)
+    told = run("jobs", "retry", "--all", code=1)
+    assert f"{dead[2]}: JOB_NOT_RETRYABLE: not this one" in told
+    assert [job["name"].rpartition("/")[2] for job in json.loads(run("jobs", "dead", "--json"))["jobs"]] == [dead[2]]
 
 
 def test_a_job_is_listed_explained_and_cancelled(run: Run, served: Running) -> None:

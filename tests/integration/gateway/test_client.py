@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import random
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from byline.catalog.items import Item
 from byline.client import AsyncClient, Client, Sketches
 from byline.errors import (
     CallTimedOut,
@@ -143,6 +146,16 @@ def test_an_item_can_be_shown_and_withdrawn(client: Client, worker: AnsweringWor
     assert answer is not None and [i.item_id for i in answer.influences] == [ITEMS[1], ITEMS[2]]
 
 
+def test_an_items_image_of_more_than_a_default_message_can_be_read(client: Client, served: Running) -> None:
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (1300, 1300), random.Random(0).randbytes(3 * 1300 * 1300)).save(buffer, "PNG")
+    large = buffer.getvalue()
+    assert len(large) > 4 * 1024 * 1024
+    sha256 = served.context.blobs.put(large)
+    served.context.catalog.add_items(MODEL, [Item(999, "noise", creator="ann", image_sha256=sha256)])
+    assert client.item_image(f"corpora/{MODEL}/items/999") == large
+
+
 def test_releases_and_queues_can_be_read(client: Client) -> None:
     releases, active = client.releases(MODEL)
     assert [release.id for release in releases] == ["r1"] and active is not None and active.epoch == 1
@@ -158,9 +171,9 @@ def test_a_rollback_whose_answer_was_lost_is_not_carried_out_twice(
     epochs: list[int | None] = []
     carry_out = served.context.registry.rollback
 
-    def lose_the_answer(model_id: str, epoch: int | None, reason: str) -> None:
+    def lose_the_answer(model_id: str, epoch: int | None, reason: str, principal: str) -> None:
         epochs.append(epoch)
-        carry_out(model_id, epoch, reason)
+        carry_out(model_id, epoch, reason, principal)
         raise DatabaseUnavailable("the connection broke after the commit")
 
     monkeypatch.setattr(served.context.registry, "rollback", lose_the_answer)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
+from attribution.v1 import catalog_service_pb2 as wire
+from attribution.v1 import catalog_service_pb2_grpc as catalog_rpc
 from byline.client.corpus import CorpusClient, NewItem
 from byline.errors import CorpusNotFound, InvalidRequest, ItemNotFound, ReceiptNotFound
 from byline.releases.delta import DeltaStore
+from services.gateway.additions import Adder
 
 from .conftest import DIM, MODEL, Running
+from .test_call_metrics import count
+from .test_jobs import reason
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 48), quality: int | None = None) -> bytes:
@@ -46,6 +54,49 @@ def test_each_item_has_an_outcome_of_its_own(corpus: CorpusClient, running: Runn
     assert image == good.image
     with pytest.raises(CorpusNotFound):
         corpus.add_items("nowhere", [good])
+
+
+def test_slow_additions_hold_up_nobody_else_and_one_whose_caller_has_gone_adds_nothing(
+    corpus: CorpusClient, running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    go, opening = threading.Event(), threading.Semaphore(0)
+    look = Adder._look
+
+    def slowly(self: Adder, image: bytes):
+        opening.release()
+        assert go.wait(60)
+        return look(self, image)
+
+    monkeypatch.setattr(Adder, "_look", slowly)
+    ended = sum(count("CatalogService/AddItems", code) for code in ("CANCELLED", "DEADLINE_EXCEEDED"))
+    with grpc.insecure_channel(running.address) as channel:
+        add = catalog_rpc.CatalogServiceStub(channel).AddItems
+
+        def adding(seed: int, timeout: float = 60):
+            items = [wire.NewItem(image=picture(seed), caption=f"slow {seed}")]
+            return add.future(wire.AddItemsRequest(parent=f"corpora/{MODEL}", items=items), timeout=timeout)
+
+        given_up = adding(31, timeout=2)
+        assert opening.acquire(timeout=30)
+        others = [adding(seed) for seed in range(32, 36)]
+        _until(lambda: any(call.done() for call in others))
+        (refused,) = [call for call in others if call.done()]
+        assert reason(refused.exception()) == "SERVER_BUSY"
+        for _ in range(32):
+            assert corpus.corpus(MODEL).name
+        assert given_up.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        _until(lambda: sum(count("CatalogService/AddItems", c) for c in ("CANCELLED", "DEADLINE_EXCEEDED")) > ended)
+        go.set()
+        kept = [call.result(60).results[0].item_id for call in others if call is not refused]
+    added = {item.item_id for item in running.context.catalog.items(MODEL) if item.caption.startswith("slow")}
+    assert added == set(kept) and len(added) == 3
+
+
+def _until(holds) -> None:
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_copy_joins_the_group_of_the_original_whatever_it_claims(corpus: CorpusClient):

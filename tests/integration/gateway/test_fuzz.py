@@ -33,14 +33,16 @@ from byline.client import Client
 from byline.errors import ImageTooLarge, ImageUndecodable
 from byline.security.decoding import BoundedDecoder
 
-from .conftest import ITEMS, MODEL, AnsweringWorker, Running, png
-from .fuzzing import image_seeds, messages, mutate, nearly
+from .conftest import ITEMS, MODEL, AnsweringWorker, Keyed, Running, png
+from .fuzzing import image_seeds, messages, mutate, nearly, spoil
 
 INPUTS = int(os.environ.get("BYLINE_TEST_FUZZ_INPUTS", "500"))
 SEED = int(os.environ.get("BYLINE_TEST_FUZZ_SEED", "0"))
 REPORT = os.environ.get("BYLINE_TEST_FUZZ_REPORT", "")
 #: Longer than the server's own limit of a call and the decoder's of an image, on a machine that is loaded ten times.
 HANG_S = 120.0
+#: The one stream that may stay open: of a job that has not ended.
+OPEN = "WatchAttributionJob"
 #: gRPC's own limit, kept by the server.
 MESSAGE_BYTES = 4 * 1024 * 1024
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
@@ -51,7 +53,8 @@ pytestmark = pytest.mark.timeout(3_600 if INPUTS > 1_000 else 300)
 
 @dataclass
 class Tally:
-    """What came of the inputs. ``decoder_deaths``: images that ended a decoding child (contained, but looked at)."""
+    """What came of the inputs. ``decoder_deaths``: images that ended a decoding child (contained, but looked at);
+    ``intruders``: calls without a good key that were let in."""
 
     inputs: int = 0
     accepted: int = 0
@@ -59,6 +62,7 @@ class Tally:
     hangs: int = 0
     untyped: int = 0
     decoder_deaths: int = 0
+    intruders: int = 0
     seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
@@ -91,7 +95,7 @@ def test_a_damaged_image_is_decoded_or_refused_with_a_typed_error() -> None:
     rng, tally, begun = random.Random(SEED), Tally(), time.monotonic()
     decoder = BoundedDecoder(timeout_s=HANG_S / 2)
     decoder.decode(SEEDS[0])
-    for number in range(INPUTS * 6 // 10):
+    for number in range(INPUTS * 5 // 10):
         data = mutate(rng, SEEDS[number % len(SEEDS)], SEEDS) if number >= len(SEEDS) else SEEDS[number]
         child, asked = decoder._child, time.monotonic()
         try:
@@ -160,39 +164,44 @@ class Caller:
     def __init__(self, channel: Any, tally: Tally) -> None:
         self._channel, self._tally = channel, tally
 
-    def send(self, method: MethodDescriptor, bodies: list[bytes], path: str = "") -> None:
+    def send(
+        self, method: MethodDescriptor, bodies: list[bytes], path: str = "", metadata: tuple[tuple[str, str], ...] = ()
+    ) -> str:
+        """The reason of the refusal; empty if it was accepted."""
         if any(len(body) > MESSAGE_BYTES for body in bodies):
-            return  # gRPC refuses it before any of our code sees it
+            return "TOO_LARGE"  # gRPC refuses it before any of our code sees it
         path = path or f"/{method.containing_service.full_name}/{method.name}"
         self._tally.inputs += 1
-        deadline = 1.0 if method.server_streaming else HANG_S
+        timing = {"timeout": 1.0 if method.name == OPEN else HANG_S, "metadata": metadata}
         try:
             if method.client_streaming:
-                self._channel.stream_unary(path)(iter(bodies), timeout=deadline)
+                self._channel.stream_unary(path)(iter(bodies), **timing)
             elif method.server_streaming:
-                for _ in self._channel.unary_stream(path)(bodies[0], timeout=deadline):
+                for _ in self._channel.unary_stream(path)(bodies[0], **timing):
                     pass
             else:
-                self._channel.unary_unary(path)(bodies[0], timeout=deadline)
-            self._tally.accepted += 1
+                self._channel.unary_unary(path)(bodies[0], **timing)
         except grpc.RpcError as error:
-            self._judge(method, error, bodies)
+            return self._judge(method, error, bodies)
+        self._tally.accepted += 1
+        return ""
 
-    def _judge(self, method: MethodDescriptor, error: Any, bodies: list[bytes]) -> None:
+    def _judge(self, method: MethodDescriptor, error: Any, bodies: list[bytes]) -> str:
         what = f"{method.full_name} {error.code()} {error.details()!r} {b'|'.join(bodies)[:80].hex()}"
         info, status = error_details_pb2.ErrorInfo(), rpc_status.from_call(error)
         typed = status is not None and any(detail.Unpack(info) for detail in status.details)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not typed:
-            if method.server_streaming:
-                self._tally.accepted += 1  # a watch of a job that has not ended: the stream is what was asked for
-            else:
+            if method.name != OPEN:
                 self._tally.bad("hangs", what)
+                return "HANG"
+            self._tally.accepted += 1
         elif not typed or info.domain != "attribution.v1":
             self._tally.bad("untyped", what)
         elif info.reason == "INTERNAL":
             self._tally.bad("crashes", what)
         else:
             self._tally.refused(info.reason)
+        return str(info.reason)
 
 
 def test_a_request_of_any_bytes_is_answered_or_refused_with_a_typed_error(
@@ -237,3 +246,29 @@ def test_a_request_of_any_bytes_is_answered_or_refused_with_a_typed_error(
     write("requests", tally)
     assert not tally.examples, "\n".join(tally.examples[:20])
     assert len(tally.reasons) >= 3 and tally.accepted > 0, "the mutations are too wild or too tame"
+
+
+def test_whatever_stands_for_a_key_only_a_good_key_is_let_in(keyed: Keyed) -> None:
+    known, tally, begun, rng = methods(), Tally(), time.monotonic(), random.Random(SEED)
+    keys = [keyed.key(), keyed.key("other"), keyed.key(None)]
+    with Client(keyed.address, "acme", api_key=keys[0]) as client:
+        job = client.submit(png(), "a cat").name
+        client.cancel(job)
+    good = good_requests(job)
+    with grpc.insecure_channel(keyed.address, options=[("grpc.max_metadata_size", 16_384)]) as channel:
+        caller = Caller(channel, tally)
+        for _ in range(INPUTS // 10):
+            method = rng.choice(known)
+            bodies = [one.SerializeToString() for one in good.get(method.name, [])] or [b""]
+            if rng.random() < 0.1:
+                bodies = [mutate(rng, body or b"x", [b"x"]) for body in bodies]
+            values = spoil(rng, keys)
+            told = caller.send(method, bodies, metadata=tuple(("authorization", value) for value in values))
+            holders = [value.split() for value in values if value.lower().startswith("bearer ")]
+            may = bool(holders) and holders[0][1:] in [[key] for key in keys]
+            if not may and told not in ("API_KEY_INVALID", "MALFORMED_REQUEST"):
+                tally.bad("intruders", f"{method.full_name} {told} {values!r}")
+    tally.seconds = round(time.monotonic() - begun, 1)
+    write("keys", tally)
+    assert not tally.examples, "\n".join(tally.examples[:20])
+    assert tally.accepted and tally.reasons["API_KEY_INVALID"] > tally.inputs // 4

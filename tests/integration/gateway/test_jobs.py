@@ -16,9 +16,10 @@ from grpc_status import rpc_status
 from attribution.v1 import attribution_job_pb2 as job_wire
 from attribution.v1 import attribution_service_pb2 as wire
 from attribution.v1 import attribution_service_pb2_grpc as rpc
+from byline.jobs import Stage
 from services.gateway import reading
 
-from .conftest import ITEMS, MODEL, AnsweringWorker, Running, manifest, png
+from .conftest import ITEMS, MODEL, AnsweringWorker, Running, answer, influences, manifest, png
 
 PARENT = "projects/acme"
 
@@ -133,6 +134,32 @@ def test_pages_neither_skip_nor_repeat_and_tokens_belong_to_their_listing(stub: 
     with pytest.raises(grpc.RpcError) as caught:
         stub.ListAttributionJobs(wire.ListAttributionJobsRequest(parent="projects/b", page_token=kept), timeout=5)
     assert reason(caught.value) == "PAGE_TOKEN_INVALID"
+
+
+def test_what_a_default_client_asks_for_it_can_read_however_large_the_answers(stub: Any, served: Running) -> None:
+    asked = [request(f"cat {i}", request_id=str(uuid.uuid4())) for i in range(14)]
+    batch = wire.BatchCreateAttributionJobsRequest(parent=PARENT, requests=asked)
+    made = stub.BatchCreateAttributionJobs(batch, timeout=20).attribution_jobs
+    for job in made:
+        claim = served.store.claim(uuid.UUID(job.name.rpartition("/")[2]), Stage.LOOKUP, "in-test", 30.0, "r1")
+        assert claim is not None
+        large = [{**one, "caption": "x" * 20_000} for one in influences(ITEMS[:20])]
+        served.store.complete(claim, {**answer(claim), "influences": large})  # 400 KB each, 5.6 MB in all
+    listing = wire.ListAttributionJobsRequest(parent=PARENT, view=wire.JOB_VIEW_FULL)
+    seen: list[str] = []
+    while True:
+        page = stub.ListAttributionJobs(listing, timeout=20)
+        assert page.attribution_jobs and all(len(job.answers[0].influences) == 20 for job in page.attribution_jobs)
+        seen += [job.name for job in page.attribution_jobs]
+        listing.page_token = page.next_page_token
+        if not listing.page_token:
+            break
+    assert sorted(seen) == sorted(job.name for job in made) and len(set(seen)) == len(seen)
+    again = stub.BatchCreateAttributionJobs(batch, timeout=20).attribution_jobs
+    assert [job.name for job in again] == [job.name for job in made]
+    assert again[0].answers and not again[-1].answers
+    last = stub.GetAttributionJob(wire.GetAttributionJobRequest(name=again[-1].name), timeout=20)
+    assert len(last.answers[0].influences) == 20
 
 
 def test_a_batch_is_all_or_nothing(stub: Any) -> None:

@@ -18,9 +18,11 @@ from attribution.v1 import catalog_service_pb2_grpc as catalog_rpc
 from attribution.v1 import operator_service_pb2 as wire
 from attribution.v1 import operator_service_pb2_grpc as rpc
 from attribution.v1 import release_pb2
+from byline.client import Client
 from byline.errors import DatabaseUnavailable
 from byline.jobs import Kind, NewJob, Stage, Tier
 from byline.jobs.store import JobStore
+from services.gateway import operator_servicer
 
 from .conftest import ITEMS, MODEL, Running, manifest, png
 from .test_jobs import reason
@@ -96,6 +98,36 @@ def test_dead_ranking_jobs_that_are_listed_can_be_retried_and_discarded(channel:
     assert stub.RetryDeadJob(wire.RetryDeadJobRequest(name=first), timeout=5).name == fresh.name
     assert stub.DiscardDeadJob(wire.DiscardDeadJobRequest(name=second), timeout=5).name == second
     assert not stub.ListDeadJobs(listing, timeout=5).attribution_jobs
+
+
+def test_dead_jobs_and_releases_come_in_pages_that_neither_skip_nor_repeat(
+    channel: Any, served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = rpc.OperatorServiceStub(channel)
+    for number in range(2, 6):
+        served.registry.register(manifest(f"r{number}"), tmp_path / f"r{number}")
+    dead = [dead_ranking_job(served.store) for _ in range(5)]
+
+    def pages(call: Any, request: Any, field: str) -> list[list[str]]:
+        found = []
+        while not found or request.page_token:
+            page = call(request, timeout=20)
+            found.append([one.name for one in getattr(page, field)])
+            request.page_token = page.next_page_token
+        return found
+
+    releases = pages(stub.ListReleases, wire.ListReleasesRequest(parent=f"models/{MODEL}", page_size=2), "releases")
+    assert [[name.rpartition("/")[2] for name in page] for page in releases] == [["r5", "r4"], ["r3", "r2"], ["r1"]]
+    listing = wire.ListDeadJobsRequest(parent="projects/-", page_size=2)
+    assert pages(stub.ListDeadJobs, listing, "attribution_jobs") == [dead[4:2:-1], dead[2:0:-1], dead[:1]]
+    monkeypatch.setattr(operator_servicer, "DEFAULT_RELEASES", 2)
+    with Client(served.address) as client:
+        known, active = client.releases(MODEL)
+    assert [release.id for release in known] == ["r5", "r4", "r3", "r2", "r1"] and active is not None
+    token = stub.ListReleases(wire.ListReleasesRequest(parent=f"models/{MODEL}", page_size=1), timeout=20)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ListDeadJobs(wire.ListDeadJobsRequest(parent="projects/-", page_token=token.next_page_token), timeout=20)
+    assert reason(caught.value) == "PAGE_TOKEN_INVALID"
 
 
 def test_a_withdrawn_item_does_not_exist_for_callers(channel: Any) -> None:

@@ -9,24 +9,30 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from attribution.v1 import attribution_service_pb2, attribution_service_pb2_grpc
 from byline.catalog.blobs import BlobStore
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db import make_engine
+from byline.embedded.postgres import PrivatePostgres
 from byline.jobs.store import JobStore
 from byline.releases.registry import ReleaseRegistry
 
 from .conftest import ITEMS, MODEL, AnsweringWorker, manifest, png
 
 ROOT = Path(__file__).resolve().parents[3]
+DRAIN_S = 2.0
 NODE_MODULES = os.environ.get("BYLINE_TEST_NODE_MODULES", "")
 
 
@@ -46,7 +52,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def started(database_url: str, tmp_path: Path) -> Iterator[Started]:
+def started(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
     engine = make_engine(database_url, pool_size=4)
     catalog, registry = CatalogStore(engine), ReleaseRegistry(engine)
     catalog.add_model(ModelRecord(MODEL, MODEL, tmp_path, "rev1"))
@@ -61,10 +67,12 @@ def started(database_url: str, tmp_path: Path) -> Iterator[Started]:
         "BYLINE_DATABASE_URL": database_url,
         "BYLINE_STATE_DIR": str(tmp_path),
         "BYLINE_GRPC_ADDRESS": address,
+        "BYLINE_DRAIN_SECONDS": str(DRAIN_S),
     }
     worker = AnsweringWorker(JobStore(engine, {}), database_url)
     worker.start()
-    process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=environment, cwd=tmp_path)
+    command = [sys.executable, "-m", "services.gateway", *getattr(request, "param", ())]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
     try:
         wait_until_serving(address)
         yield Started(process, address, environment)
@@ -82,6 +90,21 @@ def wait_until_serving(address: str) -> None:
         assert any(message.status == health_pb2.HealthCheckResponse.SERVING for message in watch)
 
 
+@contextmanager
+def frozen(server: PrivatePostgres) -> Iterator[None]:
+    """All processes of a Postgres stopped: its connections stay open, and nobody answers on them."""
+    parent = psutil.Process(server.process.identity.pid)
+    parent.suspend()  # first, so that it starts no more
+    family = [parent, *parent.children(recursive=True)]
+    try:
+        for process in family:
+            process.suspend()
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
 def byline(started: Started, *arguments: str) -> str:
     command = [sys.executable, "-m", "byline.cli.app", *arguments]
     done = subprocess.run(command, env=started.environment, capture_output=True, text=True, timeout=120)
@@ -92,6 +115,41 @@ def byline(started: Started, *arguments: str) -> str:
 def test_sigterm_ends_the_process_cleanly(started: Started) -> None:
     started.process.send_signal(signal.SIGTERM)
     assert started.process.wait(30) == 0
+
+
+def test_a_frozen_database_turns_health_to_not_serving_and_sigterm_still_ends_the_gateway(
+    started: Started, private_postgres: PrivatePostgres
+) -> None:
+    with frozen(private_postgres), grpc.insecure_channel(started.address) as channel:
+        stuck = attribution_service_pb2_grpc.AttributionServiceStub(channel).ListAttributionJobs.future(
+            attribution_service_pb2.ListAttributionJobsRequest(parent="projects/default"), timeout=60
+        )
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert any(message.status == health_pb2.HealthCheckResponse.NOT_SERVING for message in watch)
+        begun = time.monotonic()
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(30) == 0
+        assert time.monotonic() - begun < 2 * DRAIN_S + 10
+        assert stuck.exception(30) is not None
+
+
+def test_a_database_that_thaws_is_served_again(started: Started, private_postgres: PrivatePostgres) -> None:
+    with grpc.insecure_channel(started.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        with frozen(private_postgres):
+            assert any(message.status == health_pb2.HealthCheckResponse.NOT_SERVING for message in watch)
+        assert any(message.status == health_pb2.HealthCheckResponse.SERVING for message in watch)
+
+
+@pytest.mark.parametrize("started", [("--notice-seconds", "600")], indirect=True)
+def test_two_sigterms_end_the_gateway_at_once(started: Started) -> None:
+    with grpc.insecure_channel(started.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        started.process.send_signal(signal.SIGTERM)
+        assert any(message.status == health_pb2.HealthCheckResponse.NOT_SERVING for message in watch)
+        assert started.process.poll() is None
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_a_second_gateway_on_the_same_port_says_so_and_ends(started: Started) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -243,6 +244,25 @@ def test_a_failed_best_effort_verification_leaves_the_retrieved_answer(store, ne
     results = store.results(job.id)
     assert results[Stage.LOOKUP].result == RESULT
     assert results[Stage.VERIFY].result["verification_error"]["message"] == "no GPU"
+
+
+@pytest.mark.parametrize("late", ["w", "another with the same fence"])
+def test_a_worker_that_is_late_for_a_best_effort_verification_takes_no_others_end_for_its_own(
+    late, store, new_job, let_pass
+):
+    claim = claimed(store, new_job, tier=Tier.VERIFIED, verification=Verification.BEST_EFFORT)
+    job_id = store.complete(claim, RESULT).id
+    verify = store.claim(job_id, Stage.VERIFY, "w", 30, "release-1")
+    if late == "w":
+        let_pass(job_id, "expire_time")
+        assert [job.state for job in store.expire_jobs()] == [State.SUCCEEDED]
+    else:  # after a crash of Postgres that forgot a claim
+        store.complete(verify, {"tier": "VERIFIED", "influences": []})
+        verify = replace(verify, worker_id=late)
+    ended = store.results(job_id)[Stage.VERIFY].result
+    with pytest.raises(LeaseLost):
+        store.complete(verify, {"zombie": True})
+    assert store.results(job_id)[Stage.VERIFY].result == ended and store.find(job_id).state is State.SUCCEEDED
 
 
 def test_a_failed_required_verification_fails_the_job(store, new_job):

@@ -16,7 +16,7 @@ import torch
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db.session import make_engine, transaction
-from byline.errors import LabelsNotUsable, TeacherNotUsable
+from byline.errors import LabelsNotUsable, ReleaseCorrupt, TeacherNotUsable
 from byline.ranker.head import load_head
 from byline.rankings.labelled import count_rankings
 from byline.rankings.store import LabelledQuery, RankingStore
@@ -24,6 +24,9 @@ from byline.releases.loader import load_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
 from byline.releases.sketches import SketchParts, section_of
+from byline.security.errors import SignatureInvalid
+from byline.security.signing import Keyring, sign_manifest
+from services.trainer import refresh
 from services.trainer.candidates import Start
 from services.trainer.gate import GateLimits
 from services.trainer.observe import Observer, last_refresh
@@ -164,6 +167,22 @@ def test_rankings_become_an_active_release_that_beats_raw_features(engine, world
     assert load_head(record.directory / HEAD).config.in_dim == 32
     assert ReleaseManifest.read(record.directory).items == ITEMS
     assert "fit the head" in steps
+
+
+def test_a_refresh_starts_from_no_head_that_is_not_signed_or_was_altered(engine, world, tmp_path: Path, monkeypatch):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    keyring = Keyring.parse("k" * 40)
+    unsigned = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    monkeypatch.setattr(refresh, "load_head", lambda path: pytest.fail("the head was opened"))
+    with pytest.raises(SignatureInvalid):
+        _refresher(engine, world, tmp_path, keyring=keyring).run_once(now=NOW, seed=0)
+    directory = ReleaseRegistry(engine).get(unsigned.release_id).directory
+    sign_manifest(directory, ReleaseManifest.read(directory).digest, keyring)
+    (directory / HEAD).chmod(0o644)
+    (directory / HEAD).write_bytes(b"evil")
+    with pytest.raises(ReleaseCorrupt, match="altered"):
+        _refresher(engine, world, tmp_path, keyring=keyring).run_once(now=NOW, seed=0)
 
 
 def test_the_published_release_answers_in_the_order_the_gate_judged(engine, world, tmp_path: Path):
