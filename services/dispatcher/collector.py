@@ -157,7 +157,9 @@ class SystemCollector(Collector):
         help_ = "1 for what Postgres did not tell in time, by the name of the metric; byline_jobs: of all by stage"
         failed = GaugeMetricFamily("byline_scrape_failed", help_, labels=["metric"])
         until, found = self._clock() + BUDGET_S, list[Metric]()
-        asks = {"byline_jobs": _stages, **{name: partial(_queried, name) for name in QUERIES}}
+        asks: Mapping[str, Callable[[Connection], list[Metric]]] = {
+            "byline_jobs": _stages, **{name: partial(_queried, name) for name in QUERIES},
+        }  # fmt: skip
         for name, ask in asks.items():
             told = self._told(name, ask, until)
             failed.add_metric([name], float(told is None))

@@ -75,7 +75,7 @@ def _name(target: str, certificate: Path, own: tuple[Path, Path] | None) -> str:
         context.wrap_socket(plain) as connection,
     ):
         names = (connection.getpeercert() or {}).get("subjectAltName", ())
-    found = [str(value) for kind, value in names if kind in ("DNS", "IP Address")]  # type: ignore[str-unpack, misc]
+    found = [str(value) for kind, value in names if kind in ("DNS", "IP Address")]  # type: ignore[str-unpack]
     return found[0].replace("*", "probe", 1) if found else host
 
 
