@@ -34,7 +34,15 @@ from byline.ranker.head import Head, HeadConfig, load_head
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
 from byline.rankings.features import Asked
-from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, load_splits
+from byline.rankings.labelled import (
+    JUDGE,
+    LEARN,
+    LabelSplits,
+    halves_are_disjoint,
+    judging_queries,
+    labelled_set,
+    load_splits,
+)
 from byline.rankings.store import LabelledQuery, RankingStore
 from byline.releases.builder import build_release
 from byline.releases.labelled import LabelledPlaces
@@ -236,7 +244,7 @@ class Refresher:
             rows = self._features.of_queries(rankings, lambda done, all_: progress("features of queries", done, all_))
             return labelled_set(rankings, rows, ids, item_rows, half)
 
-        disjoint = all(ranking.tau_halves is not None for ranking in held_out)
+        disjoint = halves_are_disjoint(held_out, self._settings.teacher_family)
         return _Labels(
             splits, build(splits.train, LEARN), build(validation, JUDGE), build(held_out, JUDGE),
             tuple(validation), tuple(held_out),

@@ -21,7 +21,6 @@ from byline.errors import TeacherNotUsable
 from byline.releases.sketches import SketchParts, section_of
 from byline.teachers import TeacherItem
 from byline.teachers.files import SKETCHES, TeacherFiles
-from byline.teachers.sketch_basis import BASIS
 from byline.teachers.sketch_set import SketchSet
 from byline.telemetry import get_logger
 
@@ -73,7 +72,7 @@ class CorpusSketches:
             token_rank=0 if known.tokens is None else known.tokens.basis.rank,
         )
         tokens = None if known.tokens is None else known.tokens.take(rows)
-        return SketchParts(ids, known.sketches[rows], folder / BASIS, section, tokens)
+        return SketchParts(ids, known.sketches[rows], fitted.basis, section, tokens)
 
     def _later(self, fitted: SketchSet) -> Path:
         """Where sketches of later items are kept: a set in this very basis."""

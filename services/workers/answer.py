@@ -127,10 +127,30 @@ def group_ranks(groups: Sequence[object], apart: bool = False) -> list[int]:
 
 
 def candidates_of(retrieved: Answer, *, limit: int, excluded: Iterable[int] = ()) -> list[Influence]:
-    """The influences to verify, best first: at most ``limit``, without ``excluded`` (withdrawn) items."""
+    """The influences to verify, best first: at most ``limit``, without ``excluded`` (withdrawn) items.
+
+    Of a near-duplicate group the first alone, unless copies are kept apart: what costs minutes is spent on ``limit``
+    different pictures, however often one of them was saved again.
+    """
+    left = _left(retrieved, excluded)
+    if copies_apart(retrieved):
+        return left[:limit]
+    first: dict[str, Influence] = {}
+    for one in left:
+        first.setdefault(one["near_duplicate_group"], one)
+    return list(first.values())[:limit]
+
+
+def copies_apart(retrieved: Answer) -> bool:
+    """Whether the answer lists each copy by itself; one from before copies were gathered does."""
+    return bool(retrieved.get("copies") != "together")
+
+
+def _left(retrieved: Answer, excluded: Iterable[int]) -> list[Influence]:
+    """Everything the lookup named, best first, without ``excluded`` items."""
     gone = {str(item_id) for item_id in excluded}
-    every = [*retrieved["influences"], *retrieved.get("candidates", [])]
-    return [one for one in every if one["item_id"] not in gone][:limit]
+    every = (*retrieved["influences"], *retrieved.get("candidates", []))
+    return [one for one in every if one["item_id"] not in gone]
 
 
 def verified_answer(
@@ -141,12 +161,13 @@ def verified_answer(
     top_k: int,
     model_revision: str,
     timings_ms: Mapping[str, float],
+    excluded: Iterable[int] = (),
 ) -> Answer:
     """The verify stage's answer: the candidates re-ranked by τ (higher = more influential; ties by item id).
 
     Cosine and ``retrieved_rank`` are those of the retrieved answer, so both orders can be read side by side;
-    the release is the retrieved answer's too, ``model_revision`` that of the model that computed τ. An item the
-    teacher did not score is left out.
+    the release is the retrieved answer's too, ``model_revision`` that of the model that computed τ. A candidate the
+    teacher did not score is left out. Copies of a candidate (without ``excluded`` items) follow it, without a τ.
     """
     by_id = {one["item_id"]: one for one in candidates}
     order = np.lexsort((ranking.item_ids, -ranking.tau.astype(np.float64)))
@@ -165,7 +186,9 @@ def verified_answer(
                 "retrieved_rank": known["retrieved_rank"],
             }
         )
-    apart = retrieved.get("copies") != "together"
+    apart = copies_apart(retrieved)
+    if not apart:
+        ranked = _with_copies(ranked, _left(retrieved, excluded))
     groups = [one["near_duplicate_group"] for one in ranked]
     for one, rank in zip(ranked, group_ranks(groups, apart), strict=True):
         one["rank"] = rank
@@ -185,6 +208,16 @@ def verified_answer(
     }
 
 
+def _with_copies(measured: Sequence[Influence], found: Iterable[Influence]) -> list[Influence]:
+    """Each of ``measured`` followed by the others of its group among what the lookup ``found``."""
+    scored = {one["item_id"] for one in measured}
+    copies: dict[str, list[Influence]] = {}
+    for one in found:
+        if one["item_id"] not in scored:
+            copies.setdefault(one["near_duplicate_group"], []).append(dict(one))
+    return [line for one in measured for line in (one, *copies.pop(one["near_duplicate_group"], ()))]
+
+
 def estimated_answer(
     retrieved: Answer,
     found: Sequence[tuple[Item, float, float]],
@@ -202,7 +235,7 @@ def estimated_answer(
     """
     by_id = {one["item_id"]: one for one in (*retrieved["influences"], *retrieved.get("candidates", []))}
     influences: list[Influence] = []
-    ranks = group_ranks([item.near_duplicate_group for item, _, _ in found], retrieved.get("copies") != "together")
+    ranks = group_ranks([item.near_duplicate_group for item, _, _ in found], copies_apart(retrieved))
     for rank, (item, tau, error) in zip(ranks, found, strict=True):
         known = by_id.get(str(item.item_id), {})
         influences.append(

@@ -15,9 +15,10 @@ of the items' gradients is not in it: they were computed once, and their error i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,16 @@ from byline.security.decoding import decode_untrusted
 from byline.security.signing import NOT_SIGNED, Keyring
 from byline.teachers import TeacherQuery
 from byline.teachers.token_gradients import TokenGradients
-from services.workers.answer import Answer, estimated_answer, item_ids_of
+from services.workers.answer import Answer, copies_apart, end_of_groups, estimated_answer, item_ids_of
+from services.workers.group_search import DEEPEST, searched
 from services.workers.teacher_bench import TeacherBench
 from services.workers.withdrawal import refuse_withdrawn
 
 #: Token gradients scanned for one estimate: about 1.5 s on one core, at the 0.15 ms an item measured on the demo.
 SCANNED = 10_000
+
+#: The near-duplicate groups [n] of items [n].
+GroupsOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -55,32 +60,57 @@ class Estimate:
 
 
 def best_estimates(
-    sketch: NDArray[np.float32], index: VectorIndex, corpus_size: int, k: int, exclude: NDArray[np.int64]
-) -> list[Estimate]:
-    """The ``k`` items of largest τ that are not in ``exclude``, best first, ties by item id; fewer if fewer remain.
+    sketch: NDArray[np.float32], index: VectorIndex, corpus_size: int, k: int, exclude: NDArray[np.int64],
+    groups_of: GroupsOf | None = None,
+) -> list[Estimate]:  # fmt: skip
+    """The items of the ``k`` near-duplicate groups of largest τ that are not in ``exclude``, best first, ties by item
+    id; fewer if fewer remain, or if one group fills the deepest search. Without ``groups_of`` the ``k`` best items.
 
     ``sketch`` [replicates, d] of the query; see the module for the formula.
     """
     replicates = np.asarray(sketch, dtype=np.float64)
-    _, found = index.search(replicates.mean(axis=0, dtype=np.float64).astype(np.float32)[None, :], k, exclude)
-    ids = found[0][found[0] != NO_ITEM]
+    asked = replicates.mean(axis=0, dtype=np.float64).astype(np.float32)[None, :]
+
+    def search(depth: int) -> list[int]:
+        _, found = index.search(asked, depth, exclude)
+        kept: list[int] = found[0][found[0] != NO_ITEM].tolist()
+        return kept
+
+    ids = np.array(searched(search, None if groups_of is None else partial(_groups, groups_of), k), dtype=np.int64)
     tau = replicates @ index.vectors(ids).astype(np.float64).T / corpus_size  # [replicates, n]
     count = len(replicates)
     error = tau.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(ids), np.nan)
     mean = tau.mean(axis=0)
-    return [Estimate(int(ids[n]), float(mean[n]), float(error[n])) for n in np.lexsort((ids, -mean))]
+    order = _listed(np.lexsort((ids, -mean)), ids, k, groups_of)
+    return [Estimate(int(ids[n]), float(mean[n]), float(error[n])) for n in order]
+
+
+def _groups(groups_of: GroupsOf, item_ids: Sequence[int]) -> list[int]:
+    found: list[int] = groups_of(np.array(item_ids, dtype=np.int64)).tolist()
+    return found
+
+
+def _listed(
+    order: NDArray[np.int64], item_ids: NDArray[np.int64], k: int, groups_of: GroupsOf | None
+) -> NDArray[np.int64]:
+    """Of places in ``item_ids``, best first, those that hold the first ``k`` groups."""
+    if groups_of is None:
+        return order[:k]
+    order = order[: DEEPEST * k]
+    return order[: end_of_groups(groups_of(item_ids[order]).tolist(), k)]
 
 
 def best_by_tokens(
-    directions: NDArray[np.float32], tokens: TokenGradients, allowed: NDArray[np.bool_], corpus_size: int, k: int
-) -> list[Estimate]:
+    directions: NDArray[np.float32], tokens: TokenGradients, allowed: NDArray[np.bool_], corpus_size: int, k: int,
+    groups_of: GroupsOf | None = None,
+) -> list[Estimate]:  # fmt: skip
     """``best_estimates`` by token gradients: ``directions`` [replicates, r, columns] of the query, ``allowed`` [n].
 
     Everything allowed is scored by the mean of the replicates; only the best by each of them, for their error.
     """
     rows = np.flatnonzero(allowed)
     mean = tokens.scores(directions.mean(axis=0, dtype=np.float64).astype(np.float32)[None], rows)[0]
-    order = np.lexsort((tokens.item_ids[rows], -mean))[:k]
+    order = _listed(np.lexsort((tokens.item_ids[rows], -mean)), tokens.item_ids[rows], k, groups_of)
     best = rows[order]
     tau = tokens.scores(directions, best).astype(np.float64) / corpus_size  # [replicates, k]
     error = tau.std(axis=0, ddof=1) / np.sqrt(len(tau)) if len(tau) > 1 else np.full(len(best), np.nan)
@@ -183,11 +213,12 @@ class EstimateStage:
         # Read as late as possible: what is withdrawn by now is filtered before the best are chosen.
         exclude = np.fromiter(self._withdrawn(), dtype=np.int64)
         size = teacher.settings.corpus_size
+        groups_of = None if copies_apart(retrieved) else release.catalogue.groups
         if tokens is not None and asked.directions is not None:
             allowed = shortlisted(asked.sketch, sketches.index, tokens, exclude)
-            found = best_by_tokens(asked.directions, tokens, allowed, size, job.top_k)
+            found = best_by_tokens(asked.directions, tokens, allowed, size, job.top_k, groups_of)
         else:
-            found = best_estimates(asked.sketch, sketches.index, size, job.top_k, exclude)
+            found = best_estimates(asked.sketch, sketches.index, size, job.top_k, exclude, groups_of)
         done = self._clock()
         timings = {
             "decode": 1e3 * (decoded - begun),

@@ -20,6 +20,7 @@ from byline.jobs.runner import Beat, Outcome
 from byline.security.decoding import decode_untrusted
 from services.workers.answer import end_of_groups, group_ranks, item_ids_of, retrieved_answer, retrieved_influence
 from services.workers.feature_memory import FeatureMemory
+from services.workers.group_search import searched
 from services.workers.withdrawal import WithdrawnItems, refuse_withdrawn
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 #: What a job's payload says where each copy is to be listed by itself.
 APART = "apart"
-#: How many times deeper than asked for a search goes to find enough near-duplicate groups.
-_DEEPEST = 32
 
 
 class LookupStage:
@@ -113,17 +112,13 @@ class LookupStage:
         self, release: Release, delta: Delta | None, embedding: NDArray[np.float32], wanted: int, depth: int,
         apart: bool,
     ) -> list[Hit]:  # fmt: skip
-        """The best items of release and delta, at least ``depth``, and enough of them to hold ``wanted`` groups.
-
-        A group that is larger than anybody would list is cut: the search goes no deeper than ``_DEEPEST`` times.
-        """
+        """The best items of release and delta, at least ``depth``, and enough of them to hold ``wanted`` groups."""
         withdrawn, added = self._withdrawn.ids(), None if delta is None else delta.index
-        k = max(wanted if apart else 2 * wanted, depth)
-        while True:
-            hits = release.search_embedding(embedding, k, withdrawn, added)
-            if apart or len(set(_groups(hits, release, delta))) >= wanted or len(hits) < k or k >= _DEEPEST * wanted:
-                return hits
-            k = min(4 * k, max(_DEEPEST * wanted, depth))
+
+        def search(k: int) -> list[Hit]:
+            return release.search_embedding(embedding, k, withdrawn, added)
+
+        return searched(search, None if apart else lambda hits: _groups(hits, release, delta), wanted, depth)
 
     def _refuse(self, connection: Connection, named: Sequence[int]) -> None:
         try:

@@ -4,7 +4,8 @@ Why it exists: labels are made by the machinery that serves clients (leases, fen
 the rows are written in the transaction that completes the job: labels exist exactly when their job succeeded.
 
 A job asks for several queries because the first-order teachers spend nearly all of their time on the items: the
-union of the candidates is scored once for all queries, and every query keeps its own candidates of it.
+union of the candidates is scored once for all queries, and every query keeps its own candidates of it. Other teachers
+score query after query. Either way what is done is kept, and a client's job goes first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.ranking import Check, Progress, ignore_progress, never_cancelled
 from byline.telemetry import RANKINGS_ADDED, get_logger
+from services.workers.kept_rankings import KeptRankings
 from services.workers.rank_request import RankRequest, Wanted
 from services.workers.scratch import Scratch
 from services.workers.teacher_bench import TeacherBench
@@ -98,7 +100,7 @@ class RankStage:
         self._clients_wait = clients_wait
 
     def __call__(self, claim: Claim, beat: Beat) -> Outcome:
-        """Score the candidates. Items withdrawn since the job was made are left out; so is their ranking."""
+        """Score the candidates. Items withdrawn since the job was made are left out, until labels are written."""
         begun = self._clock()
         job = claim.job
         request = RankRequest.of(job.payload, teacher=self._teacher, draws=self._draws)
@@ -113,10 +115,10 @@ class RankStage:
         )
         lists = [[items[one.item_id] for one in of_query] for of_query in candidates]
         self._scratch.sweep()
-        if isinstance(teacher, AbuPlus):
-            rankings = self._one_by_one(teacher, queries, lists, beat)
-        else:
+        if _can_resume(teacher):
             rankings = self._in_one_pass(teacher, request, queries, list(items.values()), job.id, beat)
+        else:
+            rankings = self._one_by_one(teacher, request, queries, lists, job.id, beat)
         rankings = [
             replace(of_candidates(ranking, [one.item_id for one in own]), candidate_set=wanted.candidate_set)
             for ranking, own, wanted in zip(rankings, lists, request.wanted, strict=True)
@@ -139,29 +141,43 @@ class RankStage:
         )
 
     def _one_by_one(
-        self, teacher: Teacher, queries: Sequence[TeacherQuery], lists: Sequence[Sequence[TeacherItem]], beat: Beat
-    ) -> list[Ranking]:
-        """For teachers that pay for every (query, item) pair: none is scored that nobody asked for."""
+        self, teacher: Teacher, request: RankRequest, queries: Sequence[TeacherQuery],
+        lists: Sequence[Sequence[TeacherItem]], job_id: uuid.UUID, beat: Beat,
+    ) -> list[Ranking]:  # fmt: skip
+        """Query after query, each over its own candidates; finished ones outlive this attempt.
+
+        A client may go first between two queries, and within one of the exact form, which keeps every loss it has
+        measured.
+        """
+        work = [teacher.teacher_id]
+        for wanted, items in zip(request.wanted, lists, strict=True):
+            work += [str(wanted.query_id), *(str(item.item_id) for item in items)]
+        kept = KeptRankings(self._scratch.folder(job_id, work))
+        between = self._yielding(beat)
+        within = between if isinstance(teacher, AbuPlus) else beat.progress
         found: list[Ranking] = []
-        total = sum(map(len, lists))
-        for query, items in zip(queries, lists, strict=True):
-            before = sum(map(len, lists[: len(found)]))
+        before, total = 0, sum(map(len, lists))
+        for wanted, query, items in zip(request.wanted, queries, lists, strict=True):
 
-            def onward(done: int, _: int, before: int = before) -> None:
-                beat.progress(before + done, total)
+            def onward(done: int, of: int, before: int = before) -> None:
+                (within if done < of else beat.progress)(before + done, total)
 
-            found.append(teacher.score(query, items, progress=onward, check=beat.check))
+            ranking = kept.get(wanted.query_id)
+            if ranking is None:
+                ranking = teacher.score(query, items, progress=onward, check=beat.check)
+                kept.put(wanted.query_id, ranking)
+            found.append(ranking)
+            before += len(items)
+            between(before, total)
         return found
 
     def _in_one_pass(
-        self, teacher: Teacher, request: RankRequest, queries: Sequence[TeacherQuery], items: Sequence[TeacherItem],
-        job_id: uuid.UUID, beat: Beat,
+        self, teacher: ResumableTeacher, request: RankRequest, queries: Sequence[TeacherQuery],
+        items: Sequence[TeacherItem], job_id: uuid.UUID, beat: Beat,
     ) -> list[Ranking]:  # fmt: skip
-        """All queries over all items at once; finished chunks outlive this attempt where the teacher can keep them."""
+        """All queries over all items at once; finished chunks outlive this attempt."""
         if isinstance(teacher, AbuPlusLinear):
             teacher.memory = min(teacher.memory, CHUNK_BYTES)
-        if not _can_resume(teacher):
-            return teacher.score_many(queries, items, progress=beat.progress, check=beat.check)
         asked = [str(wanted.query_id) for wanted in request.wanted]
         work = [teacher.teacher_id, *asked, *(str(item.item_id) for item in items)]
         folder = self._scratch.folder(job_id, work)
@@ -181,8 +197,8 @@ class RankStage:
     def _yielding(self, beat: Beat) -> Progress:
         """Progress that lets a client's job go first, between two chunks and not before some work is done.
 
-        It is called when a chunk is kept. Chunks of an earlier attempt are reported in no time, so a claim that
-        gives way has kept at least one more than the claim before: clients delay a ranking, they never starve it.
+        It is called when a chunk, a query or some losses are kept. Those of an earlier attempt are reported in no time,
+        so a claim that gives way has kept more than the claim before: clients delay a ranking, they never starve it.
         """
         first: float | None = None
 
@@ -206,8 +222,13 @@ class RankStage:
         self, wanted: Sequence[Wanted], rankings: Sequence[Ranking], job_id: uuid.UUID
     ) -> Callable[[Connection], None]:
         def write(connection: Connection) -> None:
+            # A ranking takes minutes: what was withdrawn meanwhile may be purged already, and must not come back.
+            named = sorted({item_id for ranking in rankings for item_id in ranking.item_ids.tolist()})
+            gone = CatalogStore.withdrawn_among(connection, named)
             for one, ranking in zip(wanted, rankings, strict=True):
-                if self._rankings.add_ranking(connection, one.query_id, ranking, job_id=job_id):
+                left = [item_id for item_id in ranking.item_ids.tolist() if item_id not in gone]
+                kept = of_candidates(ranking, left)
+                if left and self._rankings.add_ranking(connection, one.query_id, kept, job_id=job_id):
                     RANKINGS_ADDED.labels("job").inc()
 
         return write

@@ -20,7 +20,7 @@ from byline.errors import BylineError, InvalidRequest, ModelMismatch, TeacherNot
 from byline.teachers import Teacher, TeacherItem
 from byline.teachers.files import PUBLISHED_SELECTION, TeacherFiles
 from byline.teachers.first_order import AbuPlusLinear
-from byline.teachers.natural_gradient import UnlearningSettings
+from byline.teachers.natural_gradient import NaturalGradientTeacher, UnlearningSettings
 from byline.teachers.recipes import Fitting
 from byline.teachers.registry import load_ready_teacher
 from byline.teachers.sketch import SketchTeacher
@@ -32,6 +32,8 @@ log = get_logger(__name__)
 
 #: Releases of which a teacher for their sketches is kept: the active one and the one before.
 KEPT_SKETCHERS = 2
+#: Teachers that are kept: those of verification, of curation and of two releases' sketches.
+KEPT_TEACHERS = 4
 
 
 class TeacherBench:
@@ -58,7 +60,8 @@ class TeacherBench:
         self._seed = seed
         self._curvature_samples = curvature_samples
         self._model: DiffusionModel | None = None
-        self._teachers: dict[tuple[str, str, UnlearningSettings], Teacher] = {}
+        #: With the size of the corpus, by name, layers and all other settings; the one used last stands last.
+        self._teachers: dict[tuple[str, str, UnlearningSettings], tuple[int, Teacher]] = {}
         self._sketchers: dict[tuple[Path, int], tuple[SketchTeacher, TokenGradients | None]] = {}
         #: Why the generator could not be loaded, as the fleet view shows it; None once it is.
         self.error: str | None = None
@@ -112,21 +115,30 @@ class TeacherBench:
         """The teacher ``name`` with ``draws`` noise draws per item.
 
         ``overrides``: fields of UnlearningSettings, and ``selection`` of layers. Fits first what the model came
-        without (curvature: minutes, once); ``check`` is called meanwhile and may raise. Raises TeacherNotUsable,
+        without (curvature: minutes, once); ``check`` is called meanwhile and may raise. A corpus that has grown costs
+        nothing: its size scales τ, so what was loaded for another size is shared. Raises TeacherNotUsable,
         ModelNotUsable, InvalidRequest for an unknown override.
         """
         fields = dict(overrides or {})
         selection = str(fields.pop("selection", PUBLISHED_SELECTION))
         settings = self._settings(draws, fields)
-        key = (name, selection, settings)
-        if key not in self._teachers:
-            self._teachers[key] = load_ready_teacher(
+        key = (name, selection, replace(settings, corpus_size=0))
+        size, found = self._teachers.pop(key, (0, None))
+        if isinstance(found, NaturalGradientTeacher):
+            found = found.resized(settings.corpus_size)
+        elif size != settings.corpus_size:
+            found = None
+        if found is None:
+            while len(self._teachers) >= KEPT_TEACHERS:
+                del self._teachers[next(iter(self._teachers))]
+            found = load_ready_teacher(
                 name, self.model, TeacherFiles.beside(self._model_directory, self._cache_dir, self.model.revision),
                 settings, self._corpus, selection=selection, check=check,
                 fitting=Fitting(self._curvature_samples, self._seed),
             )  # fmt: skip
-            log.info("teacher_ready", teacher=self._teachers[key].teacher_id)
-        return self._teachers[key]
+            log.info("teacher_ready", teacher=found.teacher_id)
+        self._teachers[key] = settings.corpus_size, found
+        return found
 
     def sketch_teacher(
         self, basis: Path, tokens: Path | None, draws: int, *, check: Callable[[], None] = lambda: None
@@ -160,7 +172,7 @@ class TeacherBench:
             base = UnlearningSettings(corpus_size=int(overrides["corpus_size"]))
         else:
             # Withdrawn items count: the model was trained on them, and the step 1/N must not move with an opt-out.
-            base = UnlearningSettings(corpus_size=len(self._catalog.items(self._corpus_id, include_withdrawn=True)))
+            base = UnlearningSettings(corpus_size=self._catalog.size(self._corpus_id))
         if base.corpus_size < 1:
             raise TeacherNotUsable(f"corpus {self._corpus_id} holds no items", corpus_id=self._corpus_id)
         try:

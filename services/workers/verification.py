@@ -1,7 +1,8 @@
 """Stage ``verify``: the exact teacher on the candidates of the retrieved answer (tier VERIFIED).
 
-Why it exists: the student guesses in milliseconds; this stage measures. It scores exactly the candidates the
-lookup found, names the lookup's release, and keeps both orders, so a client can see where they differ.
+Why it exists: the student guesses in milliseconds; this stage measures. It scores the candidates the lookup found
+(of near-duplicates the one the lookup put first), names the lookup's release, and keeps both orders, so a client can
+see where they differ.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class VerifyStage:
             raise InvalidRequest("query", "verification needs the image; a ready embedding can only be retrieved")
         retrieved = self._retrieved(job)
         self._bench.require_revision(retrieved["model_revision"], "the retrieved answer")
-        candidates = candidates_of(retrieved, limit=job.candidates, excluded=self._withdrawn())
+        withdrawn = frozenset(self._withdrawn())
+        candidates = candidates_of(retrieved, limit=job.candidates, excluded=withdrawn)
         beat.progress(0, len(candidates))
         query = TeacherQuery(decode_untrusted(self._blobs.get(job.image_sha256)), job.prompt)
         items = [
@@ -69,6 +71,7 @@ class VerifyStage:
         ]
         decoded = self._clock()
         teacher = self._bench.teacher(self._teacher, self._draws, overrides=self._teacher_settings, check=beat.check)
+        # One item stands for each group, so the first ``top_k`` items by τ are the groups that a client will see.
         if self._racing and isinstance(teacher, AbuPlus) and job.top_k < len(items):
             teacher = racing_for(teacher, job.top_k)
         loaded = self._clock()
@@ -81,6 +84,7 @@ class VerifyStage:
             candidates,
             ranking,
             top_k=job.top_k,
+            excluded=withdrawn,
             model_revision=self._bench.model_revision,
             timings_ms={
                 "decode": 1e3 * (decoded - begun),

@@ -90,6 +90,7 @@ def test_sketches_are_of_this_corpus_and_teacher_and_near_the_first_order_rankin
     assert sketches.teacher_id == read_header(DATA / "labels").teacher_id
     assert sketches.tokens is not None and sketches.tokens.item_ids.tolist() == sketches.item_ids.tolist()
     assert sketches.fidelity["token_map100"] >= 0.95 and sketches.fidelity["queries"] >= 20
+    assert sketches.basis.fingerprint
     sketches.basis.require(Curvature.load(DATA / "generator" / "curvature", revision))
 
 
@@ -97,7 +98,8 @@ def test_the_gradient_basis_is_of_this_model_and_near_the_first_order_ranking() 
     revision = directory_revision(DATA / "generator")
     folder = DATA / "generator" / FOLDER
     basis = GradientBasis.load(folder, revision)
-    assert basis.preconditioner == Curvature.load(DATA / "generator" / "curvature", revision).name
+    curvature = Curvature.load(DATA / "generator" / "curvature", revision)
+    assert (basis.preconditioner, basis.fingerprint) == (curvature.name, curvature.fingerprint(basis.layers))
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["name"] == basis.name and basis.dimensions == 768
     assert manifest["fidelity"]["map100"] >= 0.85 and manifest["fidelity"]["queries"] >= 20

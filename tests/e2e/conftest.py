@@ -295,7 +295,7 @@ def _publish(root: Path, engine: Engine, blobs: BlobStore) -> tuple[str, str]:
             golden_features=features[:2],
             created_at=datetime(2026, 1, number, tzinfo=UTC),
             git_sha="",
-            sketches=_sketches(root / "model" / "sketches", fitted) if number == 1 else None,
+            sketches=_sketches(fitted) if number == 1 else None,
         )
         registry.register(ReleaseManifest.read(directory), directory)
         published.append(f"r{number}")
@@ -311,17 +311,16 @@ def _set_apart(catalog: CatalogStore, engine: Engine, item_ids: Sequence[int]) -
         connection.execute(moved, {"corpus": APART_CORPUS_ID, "ids": list(item_ids)})
 
 
-def _sketches(folder: Path, fitted: Any) -> Any:
+def _sketches(fitted: Any) -> Any:
     """What the first release carries; the second one has no sketches."""
     from byline.releases.sketches import SketchParts, section_of
-    from byline.teachers.sketch_basis import BASIS
 
     section = section_of(
         teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
         query_draws=fitted.basis.settings.query_draws, fidelity=fitted.fidelity,
         token_rank=fitted.tokens.basis.rank,
     )  # fmt: skip
-    return SketchParts(fitted.item_ids, fitted.sketches, folder / BASIS, section, fitted.tokens)
+    return SketchParts(fitted.item_ids, fitted.sketches, fitted.basis, section, fitted.tokens)
 
 
 @pytest.fixture

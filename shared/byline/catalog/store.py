@@ -147,6 +147,12 @@ class CatalogStore:
         with transaction(self._engine) as connection:
             return [to_item(row) for row in connection.execute(query).mappings()]
 
+    def size(self, corpus_id: str) -> int:
+        """How many items the corpus has ever had, withdrawn ones included."""
+        query = select(func.count()).select_from(_items).where(_items.c.corpus_id == corpus_id)
+        with transaction(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
     def by_ids(self, item_ids: Iterable[int]) -> dict[int, Item]:
         """The items with these ids (withdrawn ones included); unknown ids are left out."""
         wanted = list(dict.fromkeys(int(i) for i in item_ids))

@@ -95,7 +95,7 @@ def build_world(root: Path, engine: Engine, blobs: BlobStore, corpus: Path, seed
             catalogue=items[part], calibrator={}, metrics={"map": 0.1}, parent="r1" if number == 2 else None,
             labels={"queries": 0, "digest": ""}, teacher_id="none", golden_features=features[:2],
             created_at=datetime.now(UTC), git_sha="",  # young: the trainer's garbage collection must leave it
-            sketches=_sketches(root / "model" / "sketches", fitted) if number == 1 else None,
+            sketches=_sketches(fitted) if number == 1 else None,
         )  # fmt: skip
         registry.register(ReleaseManifest.read(directory), directory)
         embeddings[release_id] = head.embed_queries(asked)
@@ -122,12 +122,11 @@ def _some_of(corpus: Path, path: Path) -> Path:
     return path
 
 
-def _sketches(folder: Path, fitted: Any) -> Any:
+def _sketches(fitted: Any) -> Any:
     from byline.releases.sketches import SketchParts, section_of
-    from byline.teachers.sketch_basis import BASIS
 
     section = section_of(
         teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
         query_draws=fitted.basis.settings.query_draws, fidelity=fitted.fidelity, token_rank=fitted.tokens.basis.rank,
     )  # fmt: skip
-    return SketchParts(fitted.item_ids, fitted.sketches, folder / BASIS, section, fitted.tokens)
+    return SketchParts(fitted.item_ids, fitted.sketches, fitted.basis, section, fitted.tokens)

@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     log.info("steps are kept in %s", folder)
     bench = Bench(
-        model, Curvature.load(a.model / "curvature", model.revision), a.model / "curvature", chosen, queries,
-        len(items), size, RowFile(folder), a.seed, a.batch, a.antithetic, a.bfloat16, a.images_per_batch,
+        model, Curvature.load(a.model / "curvature", model.revision).to(model.device), a.model / "curvature", chosen,
+        queries, len(items), size, RowFile(folder), a.seed, a.batch, a.antithetic, a.bfloat16, a.images_per_batch,
         sketches if is_fitted(sketches, model.revision) else None,
     )  # fmt: skip
     result = measure(bench) | {"settings": settings}

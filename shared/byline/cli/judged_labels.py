@@ -18,7 +18,7 @@ from byline.catalog.store import CatalogStore
 from byline.config import Settings
 from byline.errors import LabelsNotUsable
 from byline.ranker.labelled_set import LabelledSet
-from byline.rankings.labelled import JUDGE, LEARN, judging_queries, labelled_set, load_splits
+from byline.rankings.labelled import JUDGE, LEARN, halves_are_disjoint, judging_queries, labelled_set, load_splits
 from byline.rankings.store import RankingStore
 
 FloatArray = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def from_database(engine: Engine, settings: Settings, model_id: str, teacher: st
     item_rows = features.of_items(items, _no_progress)
     held = judging_queries(rankings, cutoff)
     held_rows = features.of_queries(held, _no_progress)
-    disjoint = all(ranking.tau_halves is not None for ranking in held)
+    disjoint = halves_are_disjoint(held, teacher)
     stopping = judging_queries(splits.validation, cutoff)
     stopping_rows = features.of_queries(stopping, _no_progress)
     validation = labelled_set(stopping, stopping_rows, ids, item_rows, JUDGE) if stopping else None

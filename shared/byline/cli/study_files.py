@@ -22,6 +22,7 @@ from byline.features.extractor import FeatureExtractor, load_extractor
 from byline.features.store import FeatureStore, fill_store
 from byline.ranker.labelled_set import dense_tau
 from byline.rankings.features import query_key
+from byline.rankings.labelled import halves_are_disjoint
 from byline.rankings.snapshot import SnapshotQuery, read_snapshot
 from byline.teachers.ranking import TeacherQuery
 
@@ -61,7 +62,7 @@ def load_data(
         corpus, asked, tuple(q.split for q in kept),
         tuple((name, part.shape[1]) for name, part in zip(encoders, item_parts, strict=True)), item_rows, query_rows,
         tau, header.teacher_id, digest.hexdigest()[:16],
-        all(q.tau_halves is not None for q in kept),
+        halves_are_disjoint(kept, header.teacher_id),
     )  # fmt: skip
 
 

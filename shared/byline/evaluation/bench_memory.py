@@ -52,7 +52,7 @@ def peak_megabytes(task: MemoryTask) -> float:
 def _run(task: MemoryTask) -> float:
     torch.set_num_threads(1)
     model = DiffusionModel.load(task.model, task.device)
-    curvature = Curvature.load(task.factors, model.revision)
+    curvature = Curvature.load(task.factors, model.revision).to(task.device)
     forwards_per_second(model, task.batch, 1)
     before = _begin(task.device)
     if task.form == "published":

@@ -249,7 +249,7 @@ class ScoreBook:
         """The diagonal Fisher matrix of the study's model, fitted on its corpus."""
         directory = self.files.find(fisher_name(selection), self.model.revision)
         if directory is not None:
-            return DiagonalFisher.load(directory, self.model.revision)
+            return DiagonalFisher.load(directory, self.model.revision).to(self.model.device)
         items = self.study.items
         fisher = fit_diagonal_fisher(
             self.model, self.model.encode_images([i.image for i in items]),

@@ -87,7 +87,7 @@ class _Stand:
         factors = files.find(curvature_name(self.basis.selection), model.revision)
         if tokens is None or factors is None:
             raise InvalidRequest("NAME", "this study needs token gradients and curvature beside the model")
-        self.curvature = Curvature.load(factors, model.revision)
+        self.curvature = Curvature.load(factors, model.revision).to(model.device)
         row = {item_id: place for place, item_id in enumerate(tokens.item_ids.tolist())}
         self.tokens: TokenGradients = tokens.take(np.array([row[i] for i in bench.data.item_ids.tolist()]))
         rows = bench.data.rows("test")

@@ -55,6 +55,12 @@ class Gradient:
                 f"the gradient basis was fitted with the curvature {basis.preconditioner} of model revision "
                 f"{basis.model_revision}, not with {curvature.name}: run `byline sketches fit --again`"
             )
+        if basis.fingerprint and curvature.fingerprint(basis.layers) != basis.fingerprint:
+            raise ModelNotUsable(
+                f"the gradient basis was fitted with another fit of the curvature {basis.preconditioner}, of another "
+                "state of the corpus or by another machine: copy its folder from where the basis was fitted to this "
+                "machine's cache (or beside the model), or run `byline sketches fit --again`"
+            )
         settings = basis.settings
         scheme = NoiseScheme("shared", settings.seed, settings.draws, 1, settings.antithetic)
         layers = select_layers(model.unet, basis.selection)

@@ -27,7 +27,7 @@ from byline.features.registry import needs_model
 from byline.features.store import FeatureStore, fill_store
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.features import query_key
-from byline.rankings.labelled import JUDGE, LEARN, judging_queries, labelled_set
+from byline.rankings.labelled import JUDGE, LEARN, halves_are_disjoint, judging_queries, labelled_set
 from byline.rankings.snapshot import SnapshotHeader, SnapshotQuery, read_snapshot
 
 FloatArray = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class FileLabels:
 
     def disjoint(self, split: str) -> bool:
         """Whether the two halves of every query of the split rest on different noise."""
-        return all(query.tau_halves is not None for query in self.of(split))
+        return halves_are_disjoint(self.of(split), self.header.teacher_id)
 
 
 def read_label_files(labels: Path, corpus: Path, model_directory: Path, feature_spec: str, cache: Path,

@@ -26,6 +26,9 @@ IntArray = npt.NDArray[np.int64]
 
 #: The half of the noise draws a student learns from, and the one it is judged by.
 LEARN, JUDGE = 0, 1
+#: Methods of which both halves have the items' noise: a sketch was made once, its halves differ in the query's draws
+#: alone; in a kernel stand the gradients of all draws.
+_SHARES_ITEM_NOISE = frozenset({"sketch", "trak", "d_trak"})
 
 
 class Ranked(Protocol):
@@ -70,6 +73,15 @@ class LabelSplits:
 def teacher_family(teacher_id: str) -> str:
     """Method and objective of a teacher id, without its settings: rankings of one family measure the same thing."""
     return teacher_id.partition("/")[0]
+
+
+def halves_are_disjoint(rankings: Sequence[Ranked], teacher: str) -> bool:
+    """Whether the two halves of every ranking by ``teacher`` (an id or a family) rest on different noise of the items.
+
+    Only then is a student judged on noise it has not learnt from, and only then is the other half a ceiling.
+    """
+    method = teacher_family(teacher).partition("+")[0]
+    return method not in _SHARES_ITEM_NOISE and all(ranking.tau_halves is not None for ranking in rankings)
 
 
 def exact_family(family: str) -> str | None:

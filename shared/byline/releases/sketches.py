@@ -7,7 +7,6 @@ in one release, are verified together and swapped together. A release without th
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,17 +47,25 @@ class TokenFile(Protocol):
         ...
 
 
+class BasisFile(Protocol):
+    """The basis sketches stand in; ``byline.teachers.sketch_basis.SketchBasis`` is one."""
+
+    def save(self, path: Path) -> None:
+        """Write one file."""
+        ...
+
+
 @dataclass(frozen=True)
 class SketchParts:
     """What a release with sketches is built from.
 
-    ``item_ids`` int64 [n] are the items of the release, in any order; ``sketches`` [n, d]; ``basis`` is the file
-    of the basis they stand in, copied as it is. ``tokens``, of the same items, where the set has them.
+    ``item_ids`` int64 [n] are the items of the release, in any order; ``sketches`` [n, d] stand in ``basis``.
+    ``tokens``, of the same items, where the set has them.
     """
 
     item_ids: NDArray[np.int64]
     sketches: NDArray[np.float32]
-    basis: Path
+    basis: BasisFile
     section: SketchSection
     tokens: TokenFile | None = None
 
@@ -117,7 +124,7 @@ def write_sketches(
     choice = choose_index(parts.item_ids, sketches, factory=factory)
     index = choice.index
     index.save(directory / SKETCHES)
-    shutil.copyfile(parts.basis, directory / SKETCH_BASIS)
+    parts.basis.save(directory / SKETCH_BASIS)
     asked = sketches[np.linspace(0, len(sketches) - 1, min(GOLDEN_SKETCHES, len(sketches))).astype(int)]
     # Scaled so that an item scores 1 against itself: the tolerance of golden queries is an absolute one, too.
     asked = asked / np.maximum((asked**2).sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)

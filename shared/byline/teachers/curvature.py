@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from byline.errors import TeacherNotUsable
 from byline.teachers.layers import SELECTIONS
-from byline.teachers.preconditioner import refuse_unless_included
+from byline.teachers.preconditioner import fingerprint_of, refuse_unless_included
 
 #: File names and keys of the layout published factor folders use (reference/method.md §3.2).
 FILES = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix", "num_lambda_processed")
@@ -76,6 +77,11 @@ class Curvature:
         fitted = self.origin or f"{self.samples}-{self.seed}"
         return f"ekfac-{self.selection}-{fitted}-{self.model_revision}"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are, and gradients must be."""
+        return next(iter(self.layers.values())).gradient.device
+
     def precondition(self, gradients: dict[str, torch.Tensor], damping: float = 0.1) -> dict[str, torch.Tensor]:
         """Natural gradients: for every layer [..., rows, columns] to the same."""
         return {n: self._of(n).precondition(g, damping) for n, g in gradients.items()}
@@ -93,6 +99,15 @@ class Curvature:
         refuse_unless_included("this curvature", self.selection, selection)
         kept = {n: f for n, f in self.layers.items() if SELECTIONS[selection](n)}
         return replace(self, layers=kept, selection=selection)
+
+    def fingerprint(self, layers: Iterable[str]) -> str:
+        """See ``Preconditioner``: of the eigenbases, which no two fits share. (Eigenvalues come back from a file
+        rounded.)"""
+        factors = {name: self._of(name) for name in layers}
+        return fingerprint_of(
+            {f"{n}/activation": f.activation for n, f in factors.items()}
+            | {f"{n}/gradient": f.gradient for n, f in factors.items()}
+        )
 
     def to(self, device: str) -> Curvature:
         """The same on another device; what layers share stays shared."""

@@ -107,7 +107,7 @@ def fit_curvature(
             report = counting(progress, first, 2 * samples)
             yield fit_shard(fit, stage, shard, bases=bases, progress=report, check=check)
 
-    bases = publish_bases(fit, decompose(merge(run("covariances", 0, None)), shared_inputs(fit)))
+    bases = publish_bases(fit, _decomposed(fit, merge(run("covariances", 0, None))))
     return finish(fit, bases, merge(run("eigenvalues", samples, bases)))
 
 
@@ -142,8 +142,8 @@ def merged_bases(fit: CurvatureFit) -> Bases:
     """The eigenbases of all shards' covariances: the same ones for every worker of the fit."""
     path = _bases_path(fit)
     if path is not None and path.exists():
-        return _read_bases(path, shared_inputs(fit))
-    return publish_bases(fit, decompose(merge(_finished(fit, "covariances")), shared_inputs(fit)))
+        return _read_bases(path, shared_inputs(fit), fit.model.device)
+    return publish_bases(fit, _decomposed(fit, merge(_finished(fit, "covariances"))))
 
 
 def merge_shards(fit: CurvatureFit) -> Curvature:
@@ -219,6 +219,11 @@ def eigenvectors(covariance: torch.Tensor) -> torch.Tensor:
     symmetric = (covariance + covariance.T).double() / 2
     vectors: torch.Tensor = torch.linalg.eigh(symmetric).eigenvectors.float()
     return vectors.contiguous()  # as a file gives them back: products differ in rounding by memory layout
+
+
+def _decomposed(fit: CurvatureFit, covariances: Sums) -> Bases:
+    """The bases of a fit's covariances, on the model's device: gradients are turned into them there."""
+    return decompose({n: c.to(fit.model.device) for n, c in covariances.items()}, shared_inputs(fit))
 
 
 def finish(fit: CurvatureFit, bases: Bases, sums: Sums) -> Curvature:
@@ -333,7 +338,7 @@ def _bases_path(fit: CurvatureFit) -> Path | None:
 
 
 def publish_bases(fit: CurvatureFit, bases: Bases) -> Bases:
-    """``bases``, or those another worker of the fit has published first: all must use the same."""
+    """``bases``, or those another worker of the fit has published first: all must use the same. On its device."""
     path = _bases_path(fit)
     if path is None:
         return bases
@@ -349,9 +354,10 @@ def publish_bases(fit: CurvatureFit, bases: Bases) -> Bases:
         pass
     finally:
         temporary.unlink()
-    return _read_bases(path, activation_of)
+    return _read_bases(path, activation_of, fit.model.device)
 
 
-def _read_bases(path: Path, activation_of: Mapping[str, str]) -> Bases:
-    loaded = {name: tensor.clone() for name, tensor in load_file(path).items()}  # aligned as fresh ones are
+def _read_bases(path: Path, activation_of: Mapping[str, str], device: str) -> Bases:
+    # Cloned: aligned as fresh ones are.
+    loaded = {name: tensor.clone().to(device) for name, tensor in load_file(path).items()}
     return {name: (loaded[f"activation/{owner}"], loaded[f"gradient/{name}"]) for name, owner in activation_of.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from byline.errors import TeacherNotUsable
 from byline.teachers.curvature_fit import CurvatureFit, denoising_gradients, per_sample_chunks
 from byline.teachers.layers import SELECTIONS
 from byline.teachers.partial_sums import PartialSums, Sums, counting, merge, shard_draws
-from byline.teachers.preconditioner import refuse_unless_included
+from byline.teachers.preconditioner import fingerprint_of, refuse_unless_included
 from byline.teachers.ranking import Check, Progress, ignore_progress, never_cancelled
 
 FILE = "diagonal.safetensors"
@@ -56,6 +56,10 @@ class DiagonalFisher:
         refuse_unless_included("this diagonal Fisher", self.selection, selection)
         kept = {n: s for n, s in self.squares.items() if SELECTIONS[selection](n)}
         return replace(self, squares=kept, selection=selection)
+
+    def fingerprint(self, layers: Iterable[str]) -> str:
+        """See ``Preconditioner``."""
+        return fingerprint_of({name: self.squares[name] for name in layers})
 
     def to(self, device: str) -> DiagonalFisher:
         """The same on another device."""
@@ -122,7 +126,7 @@ def fit_diagonal_fisher(
             yield fit_diagonal_shard(fit, shard, progress=report, check=check)
 
     squares = {n: (s / samples).float() for n, s in merge(run()).items()}
-    return DiagonalFisher(squares, selection, model.revision, samples, seed)
+    return DiagonalFisher(squares, selection, model.revision, samples, seed).to(model.device)
 
 
 def fit_diagonal_shard(

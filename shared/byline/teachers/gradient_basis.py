@@ -59,7 +59,8 @@ class GradientSettings:
 class GradientBasis:
     """``query_map`` [R, r] over the stacked rows of ``layers``; ``codes`` int8 [d, r x columns] with ``scales`` [d].
 
-    ``spread`` [d]: the items' mean square along each direction. ``preconditioner`` names the curvature.
+    ``spread`` [d]: the items' mean square along each direction. ``preconditioner`` names the curvature, ``fingerprint``
+    is that of its factors; empty for a basis from before it was kept.
     """
 
     layers: tuple[str, ...]
@@ -71,6 +72,7 @@ class GradientBasis:
     selection: str
     preconditioner: str
     model_revision: str
+    fingerprint: str = ""
 
     @property
     def dimensions(self) -> int:
@@ -112,19 +114,20 @@ class GradientBasis:
         tokens = tokens.take(chosen)
         basis = tokens.basis
         rank = min(rank, basis.rank)
-        query_map = basis.query_map[:, :rank].contiguous()
+        query_map = basis.query_map[:, :rank].contiguous().to(curvature.device)
         sizes = [curvature.layers[name].gradient.shape[0] for name in basis.layers]
         plain, moved = [], []
         for start in range(0, len(tokens), _CHUNK):
             check()
-            z = _multiplied_out(tokens, slice(start, start + _CHUNK), rank)  # [n, r, columns]
+            z = _multiplied_out(tokens, slice(start, start + _CHUNK), rank).to(curvature.device)  # [n, r, columns]
             gradients = (query_map @ z).split(sizes, dim=1)  # dual maps: the item's gradient within these directions
             natural = curvature.precondition(
                 {n: g.contiguous() for n, g in zip(basis.layers, gradients, strict=True)}, settings.damping
             )
             stacked = torch.cat([natural[name] for name in basis.layers], dim=1)
-            plain.append(z.flatten(1))
-            moved.append((query_map.T @ stacked).flatten(1))
+            # All items' are held at once: in the memory that there is more of.
+            plain.append(z.flatten(1).cpu())
+            moved.append((query_map.T @ stacked).flatten(1).cpu())
             progress(min(start + _CHUNK, len(tokens)), len(tokens))
         rows, images = torch.cat(plain), torch.cat(moved)
         gram = torch.cat([(part @ rows.T).double() for part in images.split(256)])
@@ -137,8 +140,8 @@ class GradientBasis:
         scales = directions.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         codes = (directions / scales[:, None]).round().to(torch.int8)
         return cls(
-            basis.layers, query_map, codes, scales, (values[:kept] / len(tokens)).float(), settings,
-            curvature.selection, curvature.name, curvature.model_revision,
+            basis.layers, query_map.cpu(), codes, scales, (values[:kept] / len(tokens)).float(), settings,
+            curvature.selection, curvature.name, curvature.model_revision, curvature.fingerprint(basis.layers),
         )  # fmt: skip
 
     def save(self, directory: Path, fidelity: dict[str, float]) -> None:
@@ -156,6 +159,7 @@ class GradientBasis:
         )  # fmt: skip
         manifest = {
             **facts, "dimensions": self.dimensions, "name": self.name, "fidelity": fidelity,
+            "fingerprint": self.fingerprint,
             "sha256": {BASIS: _sha256(directory / BASIS)},
         }  # fmt: skip
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -183,19 +187,21 @@ class GradientBasis:
         return cls(
             tuple(facts["layers"]), held["query_map"].float(), held["codes"], held["scales"], held["spread"],
             GradientSettings(**facts["settings"]), facts["selection"], facts["preconditioner"], model_revision,
+            manifest.get("fingerprint", ""),
         )  # fmt: skip
 
 
 def item_features(basis: GradientBasis, tokens: TokenGradients, curvature: Curvature) -> NDArray[np.float32]:
     """[n, d] of items from their stored token gradients, which are means of many draws; to judge the cheap ones by."""
-    rank, directions = basis.query_map.shape[1], basis.directions()
+    rank, device = basis.query_map.shape[1], curvature.device
+    query_map, directions = basis.query_map.to(device), basis.directions().to(device)
     sizes = [curvature.layers[name].gradient.shape[0] for name in basis.layers]
     found = []
     for start in range(0, len(tokens), _CHUNK):
-        z = _multiplied_out(tokens, slice(start, start + _CHUNK), rank)
-        parts = (basis.query_map @ z).split(sizes, dim=1)
+        z = _multiplied_out(tokens, slice(start, start + _CHUNK), rank).to(device)
+        parts = (query_map @ z).split(sizes, dim=1)
         gradients = {name: part.contiguous() for name, part in zip(basis.layers, parts, strict=True)}
-        found.append(basis.features(gradients, curvature, directions).numpy())
+        found.append(basis.features(gradients, curvature, directions).cpu().numpy())
     return np.concatenate(found)
 
 

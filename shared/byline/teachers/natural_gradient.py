@@ -6,11 +6,12 @@ else, or their agreement would say nothing.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -153,6 +154,14 @@ class NaturalGradientTeacher:
         """See ``Teacher``. The objective stands beside the method: what measures something else is another family."""
         objective = "" if self.settings.objective == "denoising" else f"+{self.settings.objective}"
         return f"{self.method}{objective}/{self.settings.digest()}/{self.curvature.name}/{self.scheme.name}"
+
+    def resized(self, corpus_size: int) -> Self:
+        """The same teacher for a corpus of another size, which scales tau: what it loaded and measured is shared."""
+        if corpus_size == self.settings.corpus_size:
+            return self
+        other = copy.copy(self)
+        other.settings = replace(self.settings, corpus_size=corpus_size)
+        return other
 
     def directions(self, queries: Sequence[TeacherQuery], *, check: Check = never_cancelled) -> dict[str, torch.Tensor]:
         """Natural-gradient ascent directions (F + damping)^-1 grad L(query), per layer [q, rows, columns]."""

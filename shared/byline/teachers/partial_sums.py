@@ -45,9 +45,10 @@ class PartialSums:
     every: int = 512
 
     def compute(self, add: Callable[[range], Mapping[str, torch.Tensor]], progress: Progress, check: Check) -> Sums:
-        """All sums; ``add`` gives those of the draws it is handed. Raises what ``check`` raises.
+        """All sums, on the CPU; ``add`` gives those of the draws it is handed. Raises what ``check`` raises.
 
-        ``progress`` is called with (draws done, draws of this shard).
+        They are added up on the device that ``add`` gives them on, whatever a file has them on. ``progress`` is called
+        with (draws done, draws of this shard).
         """
         sums, done = self._read()
         written = done
@@ -56,16 +57,15 @@ class PartialSums:
             check()
             rows = self.draws[done : done + self.batch]
             for name, value in add(rows).items():
-                if name in sums:
-                    sums[name] += value
-                else:
-                    sums[name] = value.to(torch.float64)
+                before = sums.get(name)
+                sums[name] = value.double() if before is None else before.to(value.device).add_(value)
             done += len(rows)
             if done - written >= step or done == len(self.draws):
                 self._write(sums, done)
                 written = done
             progress(done, len(self.draws))
-        return sums
+        # As ``finished`` has them: a merge adds shards that were computed here to those that were read.
+        return {name: value.cpu() for name, value in sums.items()}
 
     def finished(self) -> Sums | None:
         """The sums in the file if it holds all draws, else None."""

@@ -6,6 +6,8 @@ tau = <(F + damping)^-1 grad L(query), grad L(item)>; with one interface every t
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -49,6 +51,23 @@ class Preconditioner(Protocol):
         """The same for fewer layers. Raises TeacherNotUsable when it lacks some of them."""
         ...
 
+    def fingerprint(self, layers: Iterable[str]) -> str:
+        """A few digits of what was fitted for these layers, whatever its name.
+
+        The name says how a fit was made, not on which state of a corpus. What only means something beside the very
+        same fit (a sketch) keeps this.
+        """
+        ...
+
+
+def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """12 hex digits of named tensors, alike on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
+
 
 def refuse_unless_included(holder: str, outer: str, inner: str) -> None:
     """Raise TeacherNotUsable unless ``holder``, of selection ``outer``, serves every layer of ``inner``."""
@@ -82,3 +101,7 @@ class NoCurvature:
         """See ``Preconditioner``."""
         refuse_unless_included("this gradient", self.selection, selection)
         return replace(self, selection=selection)
+
+    def fingerprint(self, layers: Iterable[str]) -> str:
+        """See ``Preconditioner``; nothing is fitted."""
+        return "none"

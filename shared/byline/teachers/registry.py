@@ -138,12 +138,12 @@ def ensure_curvature(
     progress: Progress = ignore_progress,
     check: Check = never_cancelled,
 ) -> Curvature:
-    """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it.
+    """Load the curvature in ``directory`` if it is this model's, else fit it on ``items`` and save it; on its device.
 
     For programs that make what a model is shipped with; everybody else asks ``load_ready_teacher``.
     """
     if is_fitted(directory, model.revision):
-        return Curvature.load(directory, model.revision)
+        return Curvature.load(directory, model.revision).to(model.device)
     latents = model.encode_images([item.image for item in items])
     states = model.encode_prompts([item.caption for item in items])
     curvature = fit_curvature(

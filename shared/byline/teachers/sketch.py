@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,10 @@ class SketchTeacher(ScoresManyAtOnce, NaturalGradientTeacher):
         """See ``Teacher``."""
         tokens = "" if self.token_basis is None else f"/tokens-{self.token_basis.rank}"
         return f"{super().teacher_id}/{self.basis.name}{tokens}"
+
+    def resized(self, corpus_size: int) -> Self:
+        """Itself: its corpus is the one that was sketched."""
+        return self
 
     def fit(
         self,

@@ -76,7 +76,7 @@ def whitened_layers(
 @dataclass(frozen=True)
 class SketchBasis:
     """``directions`` [m, d] over the kept ``coordinates`` of gradients whitened by ``preconditioner`` (its name)
-    under ``settings``."""
+    under ``settings``. ``fingerprint`` is that of its factors; empty for a basis from before it was kept."""
 
     coordinates: Coordinates
     directions: PackedDirections
@@ -84,6 +84,7 @@ class SketchBasis:
     selection: str
     preconditioner: str
     settings: UnlearningSettings
+    fingerprint: str = ""
 
     @property
     def dimensions(self) -> int:
@@ -121,6 +122,12 @@ class SketchBasis:
                 f"the sketches were made with the curvature {self.preconditioner}, not {preconditioner.name}: "
                 "load that one, or fit the sketches again"
             )
+        if self.fingerprint and preconditioner.fingerprint(self.coordinates.kept) != self.fingerprint:
+            raise TeacherNotUsable(
+                f"the sketches were made with another fit of the curvature {self.preconditioner}, of another state of "
+                "the corpus or by another machine: copy its folder from where the sketches were fitted to this "
+                "machine's cache (or beside the model), or fit the sketches again"
+            )
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
@@ -131,6 +138,7 @@ class SketchBasis:
             "layers": list(self.coordinates.kept), "bits": self.directions.bits,
             "model_revision": self.model_revision, "selection": self.selection,
             "preconditioner": self.preconditioner, "settings": asdict(self.settings),
+            "fingerprint": self.fingerprint,
         }  # fmt: skip
         save_file(tensors, path, {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)})
 
@@ -156,4 +164,7 @@ class SketchBasis:
             )
         settings = UnlearningSettings(**facts["settings"])
         directions = PackedDirections(codes, scales, facts["bits"])
-        return cls(Coordinates(kept), directions, model_revision, facts["selection"], facts["preconditioner"], settings)
+        return cls(
+            Coordinates(kept), directions, model_revision, facts["selection"], facts["preconditioner"], settings,
+            facts.get("fingerprint", ""),
+        )  # fmt: skip

@@ -121,7 +121,10 @@ def fit_sketches(
     queries = _whitened_queries(teacher, fidelity_queries, check)
     kept = _coordinates(teacher, items, coordinates, seed, store, check)
     asked = kept.pick(queries.items())  # [q, m]
-    identity = digest_of(teacher.teacher_id, items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "q": asked})
+    fingerprint = teacher.curvature.fingerprint(kept.kept)
+    identity = digest_of(
+        f"{teacher.teacher_id}/{fingerprint}", items, {**{f"kept {n}": k for n, k in kept.kept.items()}, "q": asked}
+    )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:basis_items])
     rank = _token_rank(teacher) if token_rank is None else token_rank
     tokens = _TokenPass(teacher, items, store, identity) if rank else None
@@ -144,7 +147,7 @@ def fit_sketches(
         building = path.with_suffix(".building")
         SketchBasis(
             kept, principal_directions(rows, dimensions, bits, check), teacher.model.revision,
-            teacher.curvature.selection, teacher.curvature.name, teacher.settings,
+            teacher.curvature.selection, teacher.curvature.name, teacher.settings, fingerprint,
         ).save(building)  # fmt: skip
         building.replace(path)
     basis = SketchBasis.load(path, teacher.model.revision)

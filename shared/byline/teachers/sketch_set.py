@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,7 @@ class SketchSet:
         manifest = {
             "model_revision": self.basis.model_revision, "selection": self.basis.selection,
             "teacher_id": self.teacher_id, "preconditioner": self.basis.preconditioner, "basis": self.basis.name,
+            "fingerprint": self.basis.fingerprint,
             "settings": asdict(self.basis.settings), "items": len(self.item_ids), "scale": scale,
             "fidelity": {name: (value if np.isfinite(value) else None) for name, value in self.fidelity.items()},
             "sha256": {name: _sha256(directory / name) for name in names},
@@ -104,6 +105,8 @@ class SketchSet:
             if not (directory / name).exists() or _sha256(directory / name) != digest:
                 raise TeacherNotUsable(f"{directory / name} is not the file its manifest describes: fit again")
         basis = SketchBasis.load(directory / BASIS, model_revision)
+        if not basis.fingerprint:  # of a file from before it was kept there, the manifest may say it
+            basis = replace(basis, fingerprint=manifest.get("fingerprint", ""))
         stored = load_file(directory / SKETCHES)
         sketches = stored["sketches"].float().numpy() * np.float32(manifest["scale"])
         fidelity = {name: float("nan") if value is None else value for name, value in manifest["fidelity"].items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def world(engine, tmp_path: Path) -> World:
     return world
 
 
-def _add(engine, world: World, split: str, numbers: range) -> None:
+def _add(engine, world: World, split: str, numbers: range, **changes) -> None:
     store = RankingStore(engine)
     with transaction(engine) as connection:
         for number in numbers:
@@ -121,7 +121,7 @@ def _add(engine, world: World, split: str, numbers: range) -> None:
             query = store.add_query(connection, model_id="toy", prompt=prompt, seed=number, split=split,
                                     near_duplicate_group=number, image_sha256=uuid.UUID(int=number).hex * 2,
                                     source="corpus")
-            store.add_ranking(connection, query, world.labels(prompt))
+            store.add_ranking(connection, query, replace(world.labels(prompt), **changes))
 
 
 def _refresher(engine, world: World, tmp_path: Path, sketches=None, **changes) -> Refresher:
@@ -135,9 +135,12 @@ def _refresher(engine, world: World, tmp_path: Path, sketches=None, **changes) -
 class ArithmeticSketches:
     """SketchRows that are the items' latent vectors; ``error`` is raised instead, ``gone`` means the model has none."""
 
-    def __init__(self, world: World, basis: Path, error: Exception | None = None, gone: bool = False) -> None:
-        self.world, self.basis, self.error, self.gone = world, basis, error, gone
-        basis.write_bytes(b"basis")
+    def __init__(self, world: World, error: Exception | None = None, gone: bool = False) -> None:
+        self.world, self.error, self.gone = world, error, gone
+
+    def save(self, path: Path) -> None:
+        """The basis they stand in."""
+        path.write_bytes(b"basis")
 
     def of_items(self, items: Sequence[Item], progress) -> SketchParts | None:
         if self.error is not None:
@@ -146,7 +149,7 @@ class ArithmeticSketches:
         section = section_of(
             teacher_id="sketch/1", dimensions=LATENT, selection="all", query_draws=8, fidelity={"map100": 0.9}
         )
-        return None if self.gone else SketchParts(ids, self.world.items[ids].astype(np.float32), self.basis, section)
+        return None if self.gone else SketchParts(ids, self.world.items[ids].astype(np.float32), self, section)
 
 
 def test_rankings_become_an_active_release_that_beats_raw_features(engine, world, tmp_path: Path):
@@ -183,6 +186,15 @@ def test_a_refresh_starts_from_no_head_that_is_not_signed_or_was_altered(engine,
     (directory / HEAD).write_bytes(b"evil")
     with pytest.raises(ReleaseCorrupt, match="altered"):
         _refresher(engine, world, tmp_path, keyring=keyring).run_once(now=NOW, seed=0)
+
+
+def test_labels_whose_halves_share_the_items_noise_are_not_said_to_judge_by_other_noise(engine, world, tmp_path: Path):
+    for split, numbers in (("train", range(20)), ("validation", range(12))):
+        _add(engine, world, split, numbers, teacher_id="sketch+output_norm/00aa/kv/shared")
+    refresher = _refresher(engine, world, tmp_path, teacher_family="sketch+output_norm", epochs=2)
+    outcome = refresher.run_once(now=NOW, seed=0)
+    metrics = ReleaseRegistry(engine).get(outcome.release_id).metrics
+    assert metrics["labels"]["judged_on_disjoint_noise"] is False and metrics["map"]["ceiling"] is None
 
 
 def test_the_published_release_answers_in_the_order_the_gate_judged(engine, world, tmp_path: Path):
@@ -307,7 +319,7 @@ def test_a_release_carries_the_sketches_of_its_items_and_of_no_withdrawn_one(eng
     _add(engine, world, "train", range(20))
     _add(engine, world, "validation", range(12))
     CatalogStore(engine).withdraw([7])
-    sketches = ArithmeticSketches(world, tmp_path / "basis")
+    sketches = ArithmeticSketches(world)
     outcome = _refresher(engine, world, tmp_path, sketches).run_once(now=NOW, seed=0)
     record = ReleaseRegistry(engine).get(outcome.release_id)
     release = load_release(record.directory, expected=record.manifest)
@@ -326,7 +338,7 @@ def test_without_sketches_a_head_is_published_all_the_same_and_the_release_says_
 ):
     _add(engine, world, "train", range(20))
     _add(engine, world, "validation", range(12))
-    sketches = ArithmeticSketches(world, tmp_path / "basis", **fault)
+    sketches = ArithmeticSketches(world, **fault)
     outcome = _refresher(engine, world, tmp_path, sketches).run_once(now=NOW, seed=0)
     record = ReleaseRegistry(engine).get(outcome.release_id)
     assert outcome.activated and record.manifest.sketches is None

@@ -25,7 +25,6 @@ from byline.releases.sketches import SketchParts, section_of
 from byline.teachers import TeacherItem, TeacherQuery
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.sketch import SketchTeacher
-from byline.teachers.sketch_basis import BASIS
 from byline.teachers.sketch_fit import fit_sketches
 from byline.teachers.sketch_set import SketchSet
 from services.workers.answer import retrieved_answer, retrieved_influence
@@ -68,7 +67,7 @@ def publish(bench: Bench, sketches: SketchSet, tmp_path: Path) -> Callable[..., 
             teacher_id=sketches.teacher_id, dimensions=sketches.basis.dimensions, selection=sketches.basis.selection,
             query_draws=DRAWS, fidelity={},
         )  # fmt: skip
-        parts = SketchParts(sketches.item_ids, sketches.sketches, tmp_path / "sketches" / BASIS, section)
+        parts = SketchParts(sketches.item_ids, sketches.sketches, sketches.basis, section)
         directory = build_release(
             tmp_path / "releases", release_id=release_id, model_id="tiny",
             model_revision=bench.teachers.model_revision, corpus_id="tiny", head=head, feature_spec="minilm",

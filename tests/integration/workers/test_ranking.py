@@ -19,8 +19,11 @@ from byline.jobs import Claim, Job, NewJob, Stage, State
 from byline.jobs.runner import Beat, Outcome, RunOutcome
 from byline.jobs.states import Kind
 from byline.rankings.store import LabelledQuery, RankingStore
+from byline.teachers import Ranking
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.item_gradients import ItemGradients
+from byline.teachers.item_losses import ItemLosses
+from services.workers.kept_rankings import KeptRankings
 from services.workers.ranking import RankStage
 from services.workers.scratch import Scratch
 
@@ -273,6 +276,91 @@ def test_a_ranking_gives_way_to_a_client_between_chunks_and_goes_on_behind_them(
     waiting[0] = False
     assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
     assert chunks_of_two == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[uuid.UUID]:
+    """The queries that were scored by a teacher that goes from one to the next."""
+    found: list[uuid.UUID] = []
+    put = KeptRankings.put
+
+    def noted(self: KeptRankings, query_id: uuid.UUID, ranking: Ranking) -> None:
+        put(self, query_id, ranking)
+        found.append(query_id)
+
+    monkeypatch.setattr(KeptRankings, "put", noted)
+    return found
+
+
+@pytest.mark.parametrize("teacher", ["abu_plus", "sketch", "similarity:pixels"])
+def test_a_ranking_by_any_teacher_gives_way_between_queries_and_scores_none_twice(
+    bench: Bench, tmp_path: Path, finished: list[uuid.UUID], teacher: str
+) -> None:
+    queries = [add_query(bench, seed) for seed in (1, 2, 3, 4)]
+    payload = {"query_ids": [str(q) for q in queries], "candidate_ids": [1, 2, 3], "teacher": teacher}
+    whole = rank_job(bench, payload)
+    assert bench.runner().run(whole.id, Stage.RANK, make_rank(bench, tmp_path)) is RunOutcome.COMPLETED
+    expected = labels(bench, whole)
+    finished.clear()
+
+    waiting = [True]
+    seconds = itertools.count(0.0, 5.0)
+    rank = make_rank(bench, tmp_path, clock=lambda: next(seconds), clients_wait=lambda: waiting[0])
+    job = rank_job(bench, payload)
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.RELEASED
+    before = len(finished)
+    assert 0 < before < 4 and bench.jobs.events(job.id)[-1].reason == "gave way"
+    waiting[0] = False
+    assert bench.runner("w2").run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert finished == queries, "none is scored again"
+    for query, label in labels(bench, job).items():
+        np.testing.assert_array_equal(label.tau, expected[query].tau)
+        np.testing.assert_array_equal(label.tau_halves, expected[query].tau_halves)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_the_exact_teacher_gives_way_within_a_query_and_measures_no_loss_twice(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    measure = ItemLosses.measure
+
+    def counted(self: ItemLosses, cells: Any, weights: Any, fill: bool = True) -> Any:
+        if fill and any(weights):  # not the calibration's, nor baselines
+            measured.extend({cell.item.item_id for cell in cells})
+        return measure(self, cells, weights, fill)
+
+    monkeypatch.setattr(ItemLosses, "measure", counted)
+    waiting = [True]
+    seconds = itertools.count(0.0, 5.0)
+    rank = make_rank(bench, tmp_path, clock=lambda: next(seconds), clients_wait=lambda: waiting[0])
+    # So many draws that each item fills a call of the UNet.
+    job = rank_job(bench, {"query_ids": [str(add_query(bench))], "candidate_ids": [1, 2, 3, 4], "draws": 128})
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.RELEASED
+    assert measured == [1, 2]
+    waiting[0] = False
+    assert bench.runner().run(job.id, Stage.RANK, rank) is RunOutcome.COMPLETED
+    assert measured == [1, 2, 3, 4]
+
+
+def test_an_item_withdrawn_while_the_ranking_is_made_is_in_no_label(bench: Bench, rank: RankStage) -> None:
+    queries = [add_query(bench, seed) for seed in (1, 2)]
+    payload = {"query_ids": [str(q) for q in queries], "candidate_ids_by_query": [[1, 2, 3], [2]]}
+    whole = rank_job(bench, payload)
+    bench.runner().run(whole.id, Stage.RANK, rank)
+    expected = labels(bench, whole)[queries[0]]
+
+    def withdraw_at_the_end(claim: Claim, beat: Beat) -> Outcome:
+        outcome = rank(claim, beat)
+        bench.catalog.withdraw([2])
+        return outcome
+
+    job = rank_job(bench, payload)
+    assert bench.runner().run(job.id, Stage.RANK, withdraw_at_the_end) is RunOutcome.COMPLETED
+    found = labels(bench, job)
+    assert set(found) == {queries[0]}, "of the other query nothing is left"
+    assert found[queries[0]].item_ids.tolist() == [1, 3]
+    np.testing.assert_array_equal(found[queries[0]].tau, expected.tau[[0, 2]])
 
 
 def test_the_exact_teacher_scores_only_what_each_query_asked_for(bench: Bench, rank: RankStage) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,9 +48,11 @@ def long(bench: Bench) -> VerifyStage:
 
 
 def retrieved_job(
-    bench: Bench, *, top_k: int = 2, candidates: int = 5, release: str = "r1", revision: str | None = None
-) -> Job:
-    """A VERIFIED job whose lookup is done: its next stage waits for the teacher."""
+    bench: Bench, *, top_k: int = 2, candidates: int = 5, release: str = "r1", revision: str | None = None,
+    groups: Sequence[int] | None = None,
+) -> Job:  # fmt: skip
+    """A VERIFIED job whose lookup is done: its next stage waits for the teacher. With ``groups`` of the items copies
+    are listed together."""
     job, _ = bench.jobs.create(
         NewJob(
             project_id="p",
@@ -62,9 +65,12 @@ def retrieved_job(
             candidates=candidates,
         )
     )
+    items = bench.items
+    if groups is not None:
+        items = [replace(one, near_duplicate_group=group) for one, group in zip(items, groups, strict=True)]
     influences = [
         retrieved_influence(item, rank=rank, cosine=1 - rank / 10, probability=None)
-        for rank, item in enumerate(bench.items, start=1)
+        for rank, item in enumerate(items, start=1)
     ]
     answer = retrieved_answer(
         influences,
@@ -74,6 +80,7 @@ def retrieved_job(
         not_attributable=False,
         noise_floor=None,
         timings_ms={},
+        apart=groups is None,
     )
 
     def lookup(_claim: Claim, _beat: Beat) -> Outcome:
@@ -209,3 +216,31 @@ def test_a_race_for_all_candidates_is_none(bench: Bench) -> None:
     job = retrieved_job(bench, top_k=5, candidates=5)
     bench.runner().run(job.id, Stage.VERIFY, make_stage(bench, racing=True))
     assert verified(bench, job)["teacher_id"] == bench.teachers.teacher("abu_plus", DRAWS).teacher_id
+
+
+#: The first three items are one picture.
+COPIED = (1, 1, 1, 4, 5, 6)
+
+
+def test_copies_neither_take_candidates_from_others_nor_are_scored(bench: Bench, verify: VerifyStage) -> None:
+    job = retrieved_job(bench, top_k=2, candidates=3, groups=COPIED)
+    assert bench.runner().run(job.id, Stage.VERIFY, verify) is RunOutcome.COMPLETED
+    answer = verified(bench, job)
+    every = answer["influences"] + answer["candidates"]
+    assert {one["item_id"] for one in every if one["tau"] is not None} == {"1", "4", "5"}
+    assert {one["item_id"] for one in every if one["tau"] is None} == {"2", "3"}
+    assert {one["rank"] for one in answer["influences"]} == {1, 2}, "top_k counts groups"
+
+
+def test_a_race_gives_each_group_that_is_shown_all_its_draws(bench: Bench, verify: VerifyStage) -> None:
+    answers = []
+    for stage in (verify, make_stage(bench, racing=True)):
+        job = retrieved_job(bench, top_k=2, candidates=4, groups=COPIED)
+        assert bench.runner().run(job.id, Stage.VERIFY, stage) is RunOutcome.COMPLETED
+        answers.append(verified(bench, job))
+    plain, raced = answers
+    assert plain["teacher_id"] != raced["teacher_id"]
+    shown = [one for one in raced["influences"] if one["tau"] is not None]
+    assert len({one["near_duplicate_group"] for one in shown}) == 2
+    by_id = {one["item_id"]: one for one in plain["influences"] + plain["candidates"]}
+    assert all(one["standard_error"] == by_id[one["item_id"]]["standard_error"] for one in shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -12,6 +13,7 @@ from byline.errors import FeatureMismatch, ReleaseCorrupt
 from byline.index import FlatIndex, VectorIndex, build_index, load_index
 from byline.index import refined as refined_module
 from byline.index import tiers as tiers_module
+from byline.index.refined import RefinedIndex
 from byline.index.tiers import default_lists
 
 TIERS = ["SQ8,RFlat", "IVF32,SQ8,RFlat", "RR32,IVF32,RaBitQ,RFlat", "HNSW16,Flat"]
@@ -33,8 +35,8 @@ def tier(request, corpus) -> VectorIndex:
 
 @pytest.fixture(autouse=True)
 def small_exact_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a filter that leaves a few hundred items still goes through the tier."""
-    monkeypatch.setattr(refined_module, "EXACT_ROWS", 100)
+    """So that a filter that leaves some dozens of items still goes through the tier."""
+    monkeypatch.setattr(refined_module, "EXACT_ROWS", 50)
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -60,11 +62,26 @@ def removed_sets(corpus, flat) -> dict[str, np.ndarray]:
             "around a query": near, "every third around a query": near[::3]}  # fmt: skip
 
 
+#: Answers asked for where not so many items are left: for more, a scan of all of them is cheaper than any tier.
+FEWER = {"90 %": 10, "99 %": 3, "around a query": 40}
+
+
 @pytest.mark.parametrize("case", ["1 %", "30 %", "90 %", "99 %", "around a query", "every third around a query"])
-def test_a_filter_before_top_k_costs_no_recall(tier, flat, corpus, case: str) -> None:
-    exclude = removed_sets(corpus, flat)[case]
-    _, ids = tier.search(corpus.queries, K, exclude)
-    _, true = flat.search(corpus.queries, K, exclude)
+def test_a_filter_before_top_k_costs_no_recall(tier, flat, corpus, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exclude, k = removed_sets(corpus, flat)[case], FEWER.get(case, K)
+    asked: list[int] = []
+    candidates = type(tier)._candidates
+
+    def noted(self: RefinedIndex, queries: np.ndarray, *arguments: Any) -> Any:
+        asked.append(len(queries))
+        return candidates(self, queries, *arguments)
+
+    monkeypatch.setattr(type(tier), "_candidates", noted)
+    if case == "99 %":
+        monkeypatch.setattr(tier, "k_factor", min(tier.k_factor, 2.0))
+    _, ids = tier.search(corpus.queries, k, exclude)
+    assert sum(asked) >= len(corpus.queries), "an exhaustive scan says nothing of the tier"
+    _, true = flat.search(corpus.queries, k, exclude)
     assert not np.isin(ids, exclude).any()
     assert (ids != -1).all()
     assert recall(ids, true) >= 0.98

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from byline.errors import LabelsNotUsable
-from byline.rankings.labelled import JUDGE, LEARN, LabelSplits, judging_queries, labelled_set, teacher_family
+from byline.rankings.labelled import (
+    JUDGE,
+    LEARN,
+    LabelSplits,
+    halves_are_disjoint,
+    judging_queries,
+    labelled_set,
+    teacher_family,
+)
 from byline.rankings.store import LabelledQuery
 
 
@@ -36,6 +44,16 @@ def test_a_student_never_learns_from_the_noise_it_is_judged_by():
     learn = labelled_set([ranking], features[:1], ids, features, LEARN)
     assess = labelled_set([ranking], features[:1], ids, features, JUDGE)
     assert learn.tau.tolist() == [[2.0, 1.0]] and assess.tau.tolist() == [[4.0, 3.0]]
+
+
+@pytest.mark.parametrize(("teacher", "disjoint"), [
+    ("abu_plus_linear+output_norm/13fc/kv/item", True), ("abu_plus", True),
+    ("sketch+output_norm/13fc/kv/shared", False), ("sketch", False), ("d_trak/13fc/kv", False),
+])  # fmt: skip
+def test_halves_that_share_the_items_noise_are_not_disjoint(teacher: str, disjoint: bool):
+    halves = _ranking([5, 7], [2.0, 3.0], halves=[[1.0, 2.0], [3.0, 4.0]])
+    assert halves_are_disjoint([halves], teacher) is disjoint
+    assert not halves_are_disjoint([halves, _ranking([5, 7], [2.0, 3.0])], teacher)
 
 
 def test_rankings_without_halves_give_all_of_tau():

@@ -22,18 +22,23 @@ Build = Callable[..., Path]
 WIDTH = 5
 
 
+class Basis:
+    """What the sketches stand in."""
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"a basis")
+
+
 @pytest.fixture
-def parts(build: Build, tmp_path: Path) -> SketchParts:
+def parts(build: Build) -> SketchParts:
     """Sketches of the items every release here has, in another order than the catalogue's."""
     ids = load_release(build(release_id="plain")).index.ids[::-1].copy()
-    basis = tmp_path / "basis.safetensors"
-    basis.write_bytes(b"a basis")
     sketches = 1e-4 * np.random.default_rng(1).standard_normal((len(ids), WIDTH)).astype(np.float32)
     section = section_of(
         teacher_id="sketch/1", dimensions=WIDTH, selection="cross_attention_kv", query_draws=64,
         fidelity={"map100": 0.98, "spearman": float("nan"), "ok": True},
     )  # fmt: skip
-    return SketchParts(ids, sketches, basis, section)
+    return SketchParts(ids, sketches, Basis(), section)
 
 
 def test_a_release_carries_sketches_basis_and_what_they_are_worth(build: Build, parts: SketchParts) -> None:

@@ -12,6 +12,7 @@ from byline.errors import ModelNotUsable, TeacherNotUsable
 from byline.features import load_extractor
 from byline.features.gradient import NAME, Gradient, fit_gradient_feature
 from byline.teachers import TeacherQuery
+from byline.teachers.curvature_fit import fit_curvature
 from byline.teachers.files import TeacherFiles, curvature_name
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.gradient_basis import BASIS, FOLDER, GradientBasis, GradientSettings, item_features
@@ -125,6 +126,21 @@ def test_a_basis_of_another_model_or_an_altered_file_is_refused(bench, basis, tm
         GradientBasis.load(tmp_path, basis.model_revision)
 
 
+def test_a_basis_is_refused_beside_a_curvature_of_the_same_name_fitted_on_another_corpus(
+    bench, basis, tmp_path: Path
+) -> None:
+    rows = bench.items[:12]
+    latents = bench.model.encode_images([item.image for item in rows])
+    states = bench.model.encode_prompts([item.caption for item in rows])
+    other = fit_curvature(bench.model, latents, states, samples=512, seed=0)
+    basis.save(tmp_path, {})
+    again = GradientBasis.load(tmp_path, basis.model_revision)
+    assert other.name == again.preconditioner
+    Gradient(bench.model, bench.curvature, again)
+    with pytest.raises(ModelNotUsable, match="another fit"):
+        Gradient(bench.model, other, again)
+
+
 def _stored(cache: TeacherFiles, bench) -> GradientBasis:
     folder = cache.find(FOLDER, bench.model.revision)
     assert folder is not None
@@ -151,7 +167,7 @@ def test_layers_of_different_activation_factors_are_not_folded(bench, basis) -> 
     name = basis.layers[0]
     other = replace(bench.curvature.layers[name], activation=-bench.curvature.layers[name].activation)
     apart = replace(bench.curvature, layers={**bench.curvature.layers, name: other})
-    encoder = Gradient(bench.model, apart, basis)
+    encoder = Gradient(bench.model, apart, replace(basis, fingerprint=apart.fingerprint(basis.layers)))
     assert encoder._folded is None
     again = encoder.encode([bench.items[0].image], [bench.items[0].caption])
     # The same curvature, written with other signs of an eigenvector.

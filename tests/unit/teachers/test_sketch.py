@@ -8,6 +8,8 @@ import torch
 
 from byline.errors import JobCancelled, TeacherNotUsable
 from byline.teachers import TeacherItem
+from byline.teachers.curvature import Curvature
+from byline.teachers.curvature_fit import fit_curvature
 from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.packed_directions import BLOCK, PackedDirections, principal_directions
 from byline.teachers.preconditioner import NoCurvature
@@ -199,6 +201,47 @@ def test_further_items_join_a_set_in_its_basis(sketches) -> None:
 def test_sketches_of_another_curvature_are_refused(bench, sketches) -> None:
     with pytest.raises(TeacherNotUsable, match="load that one"):
         SketchTeacher(bench.model, NoCurvature("cross_attention_kv", bench.model.revision), sketches.basis)
+
+
+def refitted(bench) -> Curvature:
+    """A fit of the same name on another state of the corpus."""
+    rows = bench.items[:12]
+    latents, states = bench.model.encode_images([i.image for i in rows]), bench.model.encode_prompts(
+        [i.caption for i in rows]
+    )
+    return fit_curvature(bench.model, latents, states, samples=512, seed=0)
+
+
+def test_sketches_of_a_curvature_of_the_same_name_fitted_on_another_corpus_are_refused(
+    bench, sketches, tmp_path: Path
+) -> None:
+    other = refitted(bench)
+    assert other.name == bench.curvature.name == sketches.basis.preconditioner
+    sketches.save(tmp_path)
+    for basis in (sketches.basis, SketchBasis.load(tmp_path / "basis.safetensors", bench.model.revision)):
+        basis.require(bench.curvature)
+        with pytest.raises(TeacherNotUsable, match="another fit"):
+            SketchTeacher(bench.model, other, basis)
+
+
+def test_the_fingerprint_of_a_curvature_survives_its_files_and_a_restriction(bench, tmp_path: Path) -> None:
+    layers = list(bench.curvature.layers)
+    bench.curvature.save(tmp_path)
+    again = Curvature.load(tmp_path, bench.model.revision)
+    assert again.fingerprint(layers) == bench.curvature.fingerprint(reversed(layers))
+    assert again.fingerprint(layers[:1]) != again.fingerprint(layers)
+
+
+def test_a_basis_without_a_fingerprint_of_its_own_has_the_one_of_its_manifest(
+    bench, sketches, tmp_path: Path
+) -> None:
+    older = replace(sketches, basis=replace(sketches.basis, fingerprint=""))
+    older.save(tmp_path)
+    SketchSet.load(tmp_path, bench.model.revision).basis.require(refitted(bench))  # by name alone, as before
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": sketches.basis.fingerprint}))
+    with pytest.raises(TeacherNotUsable, match="another fit"):
+        SketchSet.load(tmp_path, bench.model.revision).basis.require(refitted(bench))
 
 
 def test_flips_mean_sketches_both_orientations_and_max_is_refused(bench, linear, tmp_path: Path) -> None:

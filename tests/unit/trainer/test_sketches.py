@@ -23,6 +23,7 @@ from byline.teachers.files import SKETCHES, TeacherFiles
 from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.recipes import Fitting
 from byline.teachers.registry import load_ready_teacher
+from byline.teachers.sketch_basis import SketchBasis
 from byline.teachers.sketch_fit import fit_sketches
 from byline.teachers.sketch_set import SketchSet
 from services.trainer.sketches import CorpusSketches
@@ -105,7 +106,7 @@ def test_known_items_come_from_the_set_in_the_order_asked_and_no_model_is_loaded
     assert parts.item_ids.tolist() == [13, 10]
     np.testing.assert_array_equal(parts.sketches, world.fitted.sketches[[3, 0]])
     assert (parts.section.dimensions, parts.section.query_draws) == (4, 8)
-    assert parts.basis.is_file()
+    assert isinstance(parts.basis, SketchBasis) and parts.basis.name == world.fitted.basis.name
 
 
 def test_sketches_of_the_layers_asked_for_are_preferred(world: World) -> None:

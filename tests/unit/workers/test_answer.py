@@ -33,13 +33,15 @@ class Scores:
     candidate_set: str = "given"
 
 
-def item(item_id: int) -> Item:
-    return Item(item_id, f"caption {item_id}", creator="Ann", licence="public domain", image_sha256=f"{item_id:064x}")
+def item(item_id: int, group: int = -1) -> Item:
+    return Item(item_id, f"caption {item_id}", creator="Ann", licence="public domain", image_sha256=f"{item_id:064x}",
+                near_duplicate_group=group)  # fmt: skip
 
 
-def answer(ids: list[int], top_k: int) -> Answer:
+def answer(ids: list[int], top_k: int, groups: dict[int, int] | None = None) -> Answer:
+    """Items of ``ids``, best first; with ``groups`` (item to group) copies stand together."""
     influences = [
-        retrieved_influence(item(one), rank=rank, cosine=1.0 - rank / 10, probability=None)
+        retrieved_influence(item(one, (groups or {}).get(one, -1)), rank=rank, cosine=1.0 - rank / 10, probability=None)
         for rank, one in enumerate(ids, start=1)
     ]
     return retrieved_answer(
@@ -50,6 +52,7 @@ def answer(ids: list[int], top_k: int) -> Answer:
         not_attributable=False,
         noise_floor=None,
         timings_ms={"total": 1.23456},
+        apart=groups is None,
     )
 
 
@@ -74,6 +77,34 @@ def test_the_client_sees_top_k_and_the_teacher_sees_the_rest_too() -> None:
 def test_an_excluded_item_is_no_candidate_and_makes_room_for_the_next() -> None:
     found = answer([5, 4, 3, 2, 1], top_k=2)
     assert [one["item_id"] for one in candidates_of(found, limit=3, excluded=[4])] == ["5", "3", "2"]
+
+
+#: A picture (9) that was saved forty times, before everything else.
+FLOOD = {one: 9 for one in (9, *range(100, 140))}
+
+
+def test_a_picture_saved_forty_times_is_one_candidate_and_leaves_the_other_places_to_others() -> None:
+    ids = [*FLOOD, 5, 4, 3]
+    found = answer(ids, top_k=2, groups=FLOOD)
+    assert [one["item_id"] for one in candidates_of(found, limit=3)] == ["9", "5", "4"]
+    assert [one["item_id"] for one in candidates_of(found, limit=2, excluded=[9])] == ["100", "5"]
+    apart = answer(ids, top_k=2)
+    assert [one["item_id"] for one in candidates_of(apart, limit=3)] == ["9", "100", "101"]
+
+
+def test_a_verified_answer_shows_top_k_groups_and_names_the_copies_it_did_not_score() -> None:
+    found = answer([*FLOOD, 5, 4, 3], top_k=2, groups=FLOOD)
+    candidates = candidates_of(found, limit=4, excluded=[101])
+    verified = verified_answer(
+        found, candidates, scores([(9, 1.0), (5, 3.0), (4, 0.5), (3, 2.0)]),
+        top_k=3, model_revision="measured", timings_ms={}, excluded=[101],
+    )  # fmt: skip
+    shown = verified["influences"]
+    assert [(one["item_id"], one["rank"]) for one in shown[:3]] == [("5", 1), ("3", 2), ("9", 3)]
+    copies = shown[3:]
+    assert [int(one["item_id"]) for one in copies] == [100, *range(102, 140)], "in the lookup's order, none withdrawn"
+    assert {(one["rank"], one["tau"], one["standard_error"]) for one in copies} == {(3, None, None)}
+    assert [(one["item_id"], one["rank"]) for one in verified["candidates"]] == [("4", 4)]
 
 
 def test_a_verified_answer_is_ordered_by_tau_and_keeps_the_retrieved_rank() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,31 @@ def test_token_gradients_give_the_best_allowed_items_and_the_replicates_error() 
     assert [one.item_id for one in found] == tokens.item_ids[order].tolist()
     np.testing.assert_allclose([one.tau for one in found], tau.mean(0)[order], rtol=1e-4)
     np.testing.assert_allclose([one.standard_error for one in found], tau.std(0, ddof=1)[order] / 2, rtol=1e-3)
+
+
+def flood(best_first: np.ndarray, copies: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Groups in which the best ``copies`` items are one picture, and every other item is a group of its own."""
+    return lambda ids: np.where(np.isin(ids, best_first[:copies]), -1, ids)
+
+
+def test_copies_of_the_best_item_take_one_of_the_places_and_the_search_goes_on_behind_them(index: FlatIndex) -> None:
+    best = expected(NOBODY)[0]
+    found = best_estimates(SKETCH, index, CORPUS, 5, NOBODY, flood(best, 40))
+    assert [one.item_id for one in found] == best[:44].tolist(), "forty copies, and four other groups"
+
+
+def test_a_group_larger_than_anybody_would_list_is_cut(index: FlatIndex) -> None:
+    best = expected(NOBODY)[0]
+    found = best_estimates(SKETCH, index, CORPUS, 2, NOBODY, flood(best, 200))
+    assert [one.item_id for one in found] == best[:64].tolist()
+
+
+def test_by_token_gradients_copies_take_one_place_too() -> None:
+    tokens = token_gradients()
+    directions = np.random.default_rng(3).standard_normal((4, 6, 5)).astype(np.float32)
+    best = tokens.item_ids[np.argsort(-tokens.scores(directions).mean(0))]
+    found = best_by_tokens(directions, tokens, np.ones(40, dtype=bool), CORPUS, 5, flood(best, 30))
+    assert [one.item_id for one in found] == best[:34].tolist()
 
 
 def test_of_a_large_corpus_only_what_the_sketches_put_first_is_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
