@@ -33,8 +33,9 @@ from byline.releases.manifest import (
     SKETCHES,
     ReleaseManifest,
 )
-from byline.releases.purge import REFERENCED, Places, item_stores, sketch_sets
+from byline.releases.purge import REFERENCED, Places, item_stores
 from byline.releases.purge_rows import rows_naming
+from byline.releases.purge_sketches import sketch_sets
 
 Ids = NDArray[np.int64]
 #: A smaller id is a number like any other: finding its bytes or digits proves nothing.
