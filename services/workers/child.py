@@ -156,7 +156,6 @@ class WorkerChild:
         from services.workers.withdrawal import WithdrawnItems
 
         settings = self._settings
-        deltas = Deltas(DeltaStore(self._engine), time.monotonic)
         encoders = EncoderShelf()
 
         def make(of_model: Settings) -> ServedModel:
@@ -168,6 +167,7 @@ class WorkerChild:
                 changed=self._reports.changed,
                 encoders=encoders,
             )
+            deltas = Deltas(DeltaStore(self._engine), time.monotonic)  # a model's own: others do not push them out
             stage = LookupStage(
                 serving=serving,
                 blobs=self._blobs,
@@ -177,7 +177,7 @@ class WorkerChild:
                 clock=time.perf_counter,
                 deltas=deltas,
             )
-            return ServedModel(serving, stage, withdrawn)
+            return ServedModel(serving, stage, withdrawn, deltas)
 
         models = self._models = ServedModels(settings, self._catalog, make, self._stopping)
         pump = self._pump = LookupPump(
@@ -189,13 +189,13 @@ class WorkerChild:
             if channel == WITHDRAWALS:
                 models.withdrawn_changed()
             elif channel == DELTAS:
-                deltas.changed()
+                models.deltas_changed()
             elif payload == Stage.LOOKUP.value:
                 pump.wake()
 
         def connected() -> None:
             models.withdrawn_changed()
-            deltas.changed()
+            models.deltas_changed()
             pump.wake()
 
         channels = [QUEUED, WITHDRAWALS, DELTAS]
