@@ -214,9 +214,15 @@ def test_more_rankings_lead_to_a_second_release_from_whichever_start_validates_b
     assert made is not None and set(made.validation_map) == {"warm", "fresh"}
     assert made.start == second.start == max(made.validation_map, key=lambda start: made.validation_map[start])
     assert [(one.trigger, one.detail) for one in made.triggers] == [("rankings", "8 new rankings")]
-    active = ReleaseRegistry(engine).active("toy")
+    registry = ReleaseRegistry(engine)
+    active = registry.active("toy")
     assert active is not None
     assert (active.release_id, active.previous_release_id) == (second.release_id, first.release_id)
+    # Nobody made these items, so all twelve queries are of one creator; thirds of them are too few to judge.
+    judged = registry.get(second.release_id).manifest.metrics["gate"]["slices"]
+    assert [(one["queries"], one["not_judged"]) for one in judged if one["cut"].startswith("creator")] == [(12, None)]
+    assert {one["not_judged"] for one in judged if one["cut"].startswith("distance")} == {"fewer than 8 queries"}
+    assert registry.get(first.release_id).manifest.metrics["gate"]["slices"] == []
 
 
 class Picky(Refresher):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
+
 import numpy as np
 import pytest
 
-from services.trainer.slices import MINIMUM_QUERIES, judge_slices, student_quantile
+from byline.catalog.items import Item
+from byline.ranker.labelled_set import LabelledSet
+from byline.rankings.labelled import LabelSplits
+from byline.rankings.store import LabelledQuery
+from services.trainer.labels import LeftOut, RefreshLabels
+from services.trainer.slices import MINIMUM_QUERIES, cuts_of, judge_slices, student_quantile
 
 RNG = np.random.default_rng(0)
 
@@ -45,3 +52,39 @@ def test_heads_that_are_equally_good_are_refused_for_a_slice_in_hardly_one_of_tw
 ])  # fmt: skip
 def test_the_quantiles_are_those_of_students_t(level: float, freedom: int, expected: float):
     assert student_quantile(level, freedom) == pytest.approx(expected, rel=0.01)
+
+
+def _labels(queries: int) -> RefreshLabels:
+    """Prompts of two kinds whose texts lie apart; the teacher names an item of ann for one kind and of bob for the
+    other. One held-out query has no ranking."""
+    kinds = np.arange(queries) % 2
+    centres = np.array([[4.0] * 6, [-4.0] * 6])
+    rows = (centres[kinds] + RNG.normal(size=(queries, 6))).astype(np.float32)
+    items = tuple(Item(number, "x", creator="ann" if number % 2 else "bob") for number in range(10))
+    tau = RNG.uniform(size=(queries, 10)).astype(np.float32)
+    tau[np.arange(queries), np.where(kinds, 1, 2)] = 2.0
+    tau[-1] = np.nan
+    whole = LabelledSet(rows, np.arange(10), RNG.normal(size=(10, 6)).astype(np.float32), tau)
+    none = np.zeros(0, np.float32)
+    prompts = tuple(
+        LabelledQuery(uuid.uuid4(), "a red cat" if kind else "blue flag", "train", n, "", np.zeros(0, np.int64), none,
+                      none, None, 0, "corpus", 1) for n, kind in enumerate(kinds)
+    )  # fmt: skip
+    return RefreshLabels(LabelSplits(prompts, (), ()), items, LeftOut({}, {}), whole, whole, whole, prompts, prompts,
+                         prompts, None, "test", queries)  # fmt: skip
+
+
+def test_queries_are_cut_by_prompt_creator_and_distance_and_those_without_a_ranking_left_out():
+    blocks = (("efficientnet_lite0", 2), ("minilm", 4))
+    cuts = cuts_of(_labels(21), blocks, seed=0)
+    assert [len(names) for names in cuts.values()] == [20, 20, 20]
+    kinds = np.arange(20) % 2
+    for cut in ("prompt", "creator of the teacher's first item"):
+        names = np.asarray(cuts[cut])
+        assert len(set(names[kinds == 0])) == len(set(names[kinds == 1])) == 1 and len(set(names)) == 2, cut
+    assert {name.split()[0] for name in cuts["distance to the training queries"]} <= {"near", "middle", "far"}
+    assert "prompt" not in cuts_of(_labels(21), (("efficientnet_lite0", 6),), seed=0)
+
+
+def test_where_no_slice_could_have_enough_queries_there_are_none():
+    assert cuts_of(_labels(MINIMUM_QUERIES), (("minilm", 6),), seed=0) == {}
