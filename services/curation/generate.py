@@ -93,8 +93,9 @@ class Prefilter:
         self._heads = heads
 
     def __call__(self, planned: PlannedQuery, picture: bytes) -> Shortlist:
-        """Items to rank, and where they came from. Items that were withdrawn are not among them."""
-        items = self._catalog.items(self._corpus_id)
+        """Items to rank, and where they came from. Neither withdrawn items are among them, nor such whose image is
+        lost or broken."""
+        items = self._features.readable(self._catalog.items(self._corpus_id), ignore_progress)
         ids = np.array([item.item_id for item in items], dtype=np.int64)
         image = Image.open(io.BytesIO(picture)).convert("RGB")
         query = self._extractor.extract([image], [planned.prompt])[0]

@@ -78,7 +78,8 @@ class Wiring:
             lambda: self._catalog.withdrawn(settings.corpus_id),
         )
         self._measurer = Measurer(
-            engine, settings.model_id, lambda: self._catalog.items(settings.corpus_id),
+            engine, settings.model_id,
+            lambda: self._features.readable(self._catalog.items(settings.corpus_id), ignore_progress),
             lambda items: self._features.of_items(items, ignore_progress), self._query_rows, heads.of,
             self._prompt_rows, self._prompt_rows.encoder, settings.gate_map_at, DriftRule(),
             lambda: datetime.now(UTC), settings.seed,

@@ -69,7 +69,9 @@ class ReleaseServicer(rpc.ReleaseServiceServicer):
             )
             for row in rows
         ]  # fmt: skip
-        return wire.FleetStatus(active=convert.active_release(active) if active else None, workers=workers)
+        left = self._context.registry.rolled_back_from(model_id)
+        return wire.FleetStatus(active=convert.active_release(active) if active else None, workers=workers,
+                                rolled_back_from=names.release(model_id, left or ""))  # fmt: skip
 
     def _ask(self, model_id: str, principal: str, reason: str) -> wire.ReleaseRefresh:
         self._context.catalog.model(model_id)  # ModelNotFound

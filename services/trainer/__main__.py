@@ -10,8 +10,9 @@ import argparse
 import json
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
@@ -56,7 +57,8 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
     """The part of the settings a refresh needs."""
     limits = GateLimits(map_floor=settings.gate_map_floor, tolerance=settings.gate_regression_tolerance,
                         confidence=settings.gate_confidence, calibration_error=settings.gate_calibration_error,
-                        false_attribution=settings.gate_false_attribution)
+                        false_attribution=settings.gate_false_attribution,
+                        slice_tolerance=settings.gate_slice_tolerance)
     return RefreshSettings(
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
         limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs, width=settings.trainer_width,
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        Encoding(engine, settings).refresher, keep_rule(settings), settings.seed, alarms,
                        lambda: purge_withdrawn(engine, settings))
     if arguments.once:
-        return _once(work)
+        return _once(work, observer)
     stop = threading.Event()
     telemetry.install_signal_handlers(stop)
     telemetry.start_metrics(arguments.metrics_port)
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return work.run(now, last=last, progress=progress)
 
     loop = TrainerLoop(look=observer.look, last=observer.last, refresh=refresh, rule=rule,
-                       now=lambda: datetime.now(UTC), stop=stop, poll_s=settings.trainer_poll_seconds)
+                       now=observer.now, stop=stop, poll_s=settings.trainer_poll_seconds, tidy=work.tidy)
     log.info("trainer_started", model_id=settings.model_id, teacher=settings.curation_family)
     loop.run()
     additions.join(timeout=5.0)
@@ -162,11 +164,11 @@ def keep_rule(settings: Settings) -> KeepRule:
     return KeepRule(settings.release_keep, timedelta(days=settings.release_keep_days))
 
 
-def _once(work: TrainerWork) -> int:
-    started = datetime.now(UTC)
+def _once(work: TrainerWork, observer: Observer) -> int:
+    started = time.monotonic()
     try:
         with StepProgress() as progress:
-            outcome = work.run(started, [Due(Trigger.OPERATOR, "--once")], progress=progress)
+            outcome = work.run(observer.now(), [Due(Trigger.OPERATOR, "--once")], progress=progress)
     except ModelNotFound as error:
         print(f"{error.message}: ingest the corpus and register the model first", file=sys.stderr)
         return 1
@@ -176,7 +178,7 @@ def _once(work: TrainerWork) -> int:
     if outcome is None:
         print("another trainer of this model is at work", file=sys.stderr)
         return 1
-    report(outcome, (datetime.now(UTC) - started).total_seconds())
+    report(outcome, time.monotonic() - started)
     print(json.dumps({"release_id": outcome.release_id, "activated": outcome.activated,
                       "reasons": list(outcome.decision.reasons), "start": outcome.start.value,
                       **outcome.report.to_json()}, indent=1))

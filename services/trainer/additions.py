@@ -37,6 +37,8 @@ log = get_logger(__name__)
 
 #: Items encoded at a time: found after a second or so even where a thousand come at once.
 BLOCK = 32
+#: Releases kept open at most: the one that answers, or is about to, and the one a rollback would bring back.
+_OPEN = 2
 #: A release whose delta could not be kept is tried again after so long (seconds).
 _AGAIN_S = 30.0
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 7))")
@@ -98,7 +100,6 @@ class Additions:
             return 0
         done = 0
         wanted = [active.release_id, *filter(None, [active.previous_release_id])]
-        self._targets = {name: target for name, target in self._targets.items() if name in wanted}
         for release_id in wanted:
             if self._clock() - self._failed.get(release_id, -_AGAIN_S) < _AGAIN_S:
                 continue
@@ -182,12 +183,16 @@ class Additions:
             return self._catalog.withdrawn_among(connection, ids)
 
     def _target(self, release_id: str) -> _Target:
-        if release_id not in self._targets:
+        target = self._targets.pop(release_id, None)
+        if target is None:
             record = self._registry.get(release_id)
             encoder = self._encoder_of(record.manifest)
             release = load_release(record.directory, expected=record.manifest, keyring=self._keyring)
-            self._targets[release_id] = _Target(release.head, frozenset(release.catalogue), encoder)
-        return self._targets[release_id]
+            target = _Target(release.head, frozenset(release.catalogue), encoder)
+        self._targets[release_id] = target  # last used last
+        while len(self._targets) > _OPEN:
+            del self._targets[next(iter(self._targets))]
+        return target
 
     @contextmanager
     def _mine(self, key: str) -> Iterator[bool]:

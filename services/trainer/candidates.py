@@ -1,8 +1,9 @@
 """Heads that could be published: started afresh, continued from the active one, or the active one itself.
 
 Why it exists: a warm start is cheap and keeps what was learnt, a fresh one leaves an old optimum; which is better
-differs from refresh to refresh, so both are tried and the validation queries decide. Where only the corpus changed the
-active head competes too: a new release must not wait for a better head, and is never worse than the old one.
+differs from refresh to refresh, so both are tried and the validation queries decide which the gate sees first; one it
+refuses is followed by the next. Where the corpus changed the active head competes too: a new release must not wait for
+a better head, and is never worse than the old one.
 """
 
 from __future__ import annotations
@@ -81,9 +82,14 @@ def fit_candidates(
     return [*found, Candidate(Start.FRESH, fitted)]
 
 
+def by_validation(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The highest mAP on the validation queries first; of equals that which changes the least."""
+    return sorted(candidates, key=lambda one: _order(one.fitted.best_map), reverse=True)
+
+
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The highest mAP on the validation queries; of equals the first, which changes the least."""
-    return max(candidates, key=lambda one: _order(one.fitted.best_map))
+    """The first of them."""
+    return by_validation(candidates)[0]
 
 
 def _order(quality: float) -> float:

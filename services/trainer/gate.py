@@ -2,13 +2,13 @@
 
 Why it exists: automatic publication is only tolerable if its rule is written in one place, can be tested with
 numbers alone, and gives its reasons. The candidate must not be worse than the active release by more than a
-tolerance (lower bound of a paired bootstrap over held-out queries), must clear an absolute floor, and must have the
-sign the whole project relies on: higher score = more influential.
+tolerance (lower bound of a paired bootstrap over held-out queries), nor surely worse at one kind of query, must clear
+an absolute floor, and must have the sign the whole project relies on: higher score = more influential.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from byline.evaluation.abstention import AbstentionReport
 from byline.evaluation.bootstrap import paired_bootstrap
 from byline.evaluation.calibration_report import CalibrationReport
 from byline.evaluation.map import MapResult
+from services.trainer.slices import Cuts, SliceVerdict, judge_slices
 
 
 @dataclass(frozen=True)
 class GateLimits:
     """``map_floor`` absolute; ``tolerance`` how much worse than the active release may be, at ``confidence``.
 
+    ``slice_tolerance``: how much worse on one kind of query; only a slice that is surely worse refuses.
     ``calibration_error`` over each query's first L retrieved items, ``false_attribution`` of null queries (both at
     most). They refuse a candidate only where luck does not explain the figure: see :func:`judge`.
     """
@@ -31,6 +33,7 @@ class GateLimits:
     confidence: float
     calibration_error: float = 0.05
     false_attribution: float = 0.05
+    slice_tolerance: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class GateEvidence:
 
     ``active`` is None for a first release, or when the active one cannot be compared (other features). ``agreement``
     is the mean correlation of predicted scores with τ; ``slope`` the loss's learned factor on the score.
+    ``slices`` name the kind of each of these queries, by cut; empty: no slice is judged.
     """
 
     candidate: MapResult
@@ -48,15 +52,17 @@ class GateEvidence:
     #: None where too few queries, or no null queries, were there to measure it.
     calibration: CalibrationReport | None = None
     abstention: AbstentionReport | None = None
+    slices: Cuts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GateDecision:
-    """``reasons`` is empty exactly if the candidate passed; ``metrics`` go into the release's record."""
+    """``reasons`` is empty exactly if the candidate passed; ``metrics`` and ``slices`` go into the release's record."""
 
     passed: bool
     reasons: tuple[str, ...]
     metrics: dict[str, float]
+    slices: tuple[SliceVerdict, ...] = ()
 
 
 def judge(evidence: GateEvidence, limits: GateLimits, seed: int) -> GateDecision:
@@ -80,10 +86,33 @@ def judge(evidence: GateEvidence, limits: GateLimits, seed: int) -> GateDecision
             reasons.append(f"REGRESSION: against the active release mAP changes by {difference.mean:+.4f}, at "
                            f"{limits.confidence:.0%} confidence by no less than {difference.low:+.4f}; "
                            f"allowed is {-limits.tolerance:+.4f}")
+    slices = _slices(evidence, limits)
+    reasons += _worse(slices, limits)
+    metrics |= _counted(slices)
     for more_reasons, more_metrics in (_calibration(evidence, limits), _false_attribution(evidence, limits)):
         reasons += more_reasons
         metrics |= more_metrics
-    return GateDecision(not reasons, tuple(reasons), metrics)
+    return GateDecision(not reasons, tuple(reasons), metrics, slices)
+
+
+def _slices(evidence: GateEvidence, limits: GateLimits) -> tuple[SliceVerdict, ...]:
+    if evidence.active is None:
+        return ()
+    return judge_slices(evidence.slices, evidence.candidate.per_query, evidence.active.per_query, limits.confidence)
+
+
+def _worse(slices: tuple[SliceVerdict, ...], limits: GateLimits) -> list[str]:
+    return [
+        f"SLICE_REGRESSION: on {one.queries} queries of {one.cut} = {one.name} mAP changes by {one.gain:+.4f} against "
+        f"the active release, at {limits.confidence:.0%} confidence over all slices by no more than "
+        f"{one.at_most:+.4f}; allowed is {-limits.slice_tolerance:+.4f}"
+        for one in slices if one.at_most is not None and one.at_most < -limits.slice_tolerance
+    ]
+
+
+def _counted(slices: tuple[SliceVerdict, ...]) -> dict[str, float]:
+    judged = sum(one.at_most is not None for one in slices)
+    return {"slices_judged": float(judged), "slices_too_small": float(len(slices) - judged)} if slices else {}
 
 
 def _calibration(evidence: GateEvidence, limits: GateLimits) -> tuple[list[str], dict[str, float]]:

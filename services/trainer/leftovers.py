@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from byline.errors import ReleaseChanged, ReleaseCorrupt
+from byline.errors import ReleaseChanged, ReleaseCorrupt, ReleaseNotEligible
 from byline.releases.manifest import MANIFEST, ReleaseManifest
 from byline.releases.registry import ReleaseRecord, ReleaseRegistry, ReleaseState
 from byline.telemetry import get_logger
@@ -60,7 +60,10 @@ def _give_up(registry: ReleaseRegistry, release_id: str, what: str) -> str:
 
 
 def _finish(registry: ReleaseRegistry, record: ReleaseRecord) -> bool:
-    """Activate a candidate that passed the gate, if nothing was activated since; whether it was."""
+    """Activate a candidate that passed the gate, if nothing was activated since; whether it was settled.
+
+    One that cannot be activated any more (its files were collected) is given up: it must not hold up every trainer.
+    """
     active = registry.active(record.model_id)
     if (active.release_id if active else None) != record.parent:
         return False
@@ -71,5 +74,9 @@ def _finish(registry: ReleaseRegistry, record: ReleaseRecord) -> bool:
                           reason="passed the gate", principal="trainer")
     except ReleaseChanged:
         return False
+    except ReleaseNotEligible as error:
+        registry.reject(record.release_id, f"{ABANDONED}: it passed the gate, but {error.message}")
+        log.warning("release_given_up", release_id=record.release_id, before="activated", error=error.message)
+        return True
     log.info("release_activated_late", release_id=record.release_id)
     return True

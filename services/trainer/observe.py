@@ -1,15 +1,16 @@
 """What the trainer looks at every few seconds: labels, corpus, drift alarms and operators' requests.
 
 Why it exists: the rule (``schedule``) is a pure function; this is where its facts come from, cheap enough to be asked
-for as long as the system lives. Times are the database's, so machines need not agree on theirs.
+for as long as the system lives. Times are the database's, the present one too (``now``): machines need not agree on
+theirs.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 
 from byline.catalog.store import CatalogStore
 from byline.db.session import transaction
@@ -19,6 +20,7 @@ from byline.releases.manifest import ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
 from byline.releases.requests import RefreshRequests
 from services.trainer.leftovers import ABANDONED
+from services.trainer.record import left_out_items
 from services.trainer.schedule import CorpusChange, DriftAlarm, LastRefresh, Observed, RefreshAsked
 
 
@@ -66,7 +68,14 @@ class Observer:
             RefreshAsked(one.request_id, one.principal, one.reason) for one in self._requests.waiting(self._model_id)
         )
         alarm = self._alarms.open(self._model_id) if self._alarms is not None else None
-        return Observed(count_rankings(self._engine, self._model_id, self._family), self._corpus(), alarm, asked)
+        return Observed(count_rankings(self._engine, self._model_id, self._family), self._corpus(), alarm, asked,
+                        self._registry.rolled_back_from(self._model_id))
+
+    def now(self) -> datetime:
+        """The database's time, which all others here are compared with. Raises DatabaseUnavailable."""
+        with transaction(self._engine) as connection:
+            found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return found.astimezone(UTC)
 
     def last(self) -> LastRefresh | None:
         """The newest candidate of the model that was published or refused."""
@@ -93,7 +102,7 @@ def corpus_change(engine: Engine, corpus_id: str, manifest: ReleaseManifest) -> 
     if added or withdrawn:
         return CorpusChange(added, withdrawn, row["last_at"])
     # Rows of a long transaction carry the time of its beginning: they show in the number alone.
-    more = int(row["live"]) - manifest.items
+    more = int(row["live"]) - manifest.items - left_out_items(manifest.metrics)
     return CorpusChange(max(more, 0), max(-more, 0), None) if more else None
 
 

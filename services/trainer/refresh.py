@@ -8,22 +8,18 @@ Everything is read once, at the beginning: labels that come while a head is fitt
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Engine, func, select
 
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
 from byline.db.session import transaction
-from byline.errors import BylineError, LabelsNotUsable, ReleaseChanged
+from byline.errors import BylineError, FeatureMismatch, ReleaseChanged
 from byline.evaluation.calibrate import Calibration
 from byline.evaluation.head_report import HeadReport, report_head
 from byline.evaluation.map import MapResult, mean_average_precision
@@ -31,68 +27,28 @@ from byline.failpoints import failpoint
 from byline.index import AUTO
 from byline.ranker.fit import FitReport
 from byline.ranker.head import Head, HeadConfig, load_head
-from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.calibration_rows import CalibrationRows, EvidenceRows, HeldOut, calibrate
-from byline.rankings.features import Asked
-from byline.rankings.labelled import (
-    JUDGE,
-    LEARN,
-    LabelSplits,
-    halves_are_disjoint,
-    judging_queries,
-    labelled_set,
-    load_splits,
-)
-from byline.rankings.store import LabelledQuery, RankingStore
+from byline.rankings.labelled import load_splits
+from byline.rankings.store import RankingStore
 from byline.releases.builder import build_release
 from byline.releases.labelled import LabelledPlaces
-from byline.releases.manifest import HEAD, LabelSet, RefreshSection, RefreshTrigger, ReleaseManifest
+from byline.releases.manifest import HEAD, LabelSet, ReleaseManifest
 from byline.releases.registry import ActiveRelease, ReleaseRecord, ReleaseRegistry
 from byline.releases.sketches import SketchParts
 from byline.releases.vouched import vouched
 from byline.security.signing import NOT_SIGNED, Keyring
 from byline.telemetry import get_logger
-from services.trainer.candidates import Candidate, FitPlan, Previous, Start, best_of, fit_candidates
+from services.trainer.candidates import Candidate, FitPlan, Previous, Start, by_validation, fit_candidates
 from services.trainer.gate import GateDecision, GateEvidence, GateLimits, judge, score_agreement
+from services.trainer.labels import FeatureRows, Progress, RefreshLabels, read_labels
+from services.trainer.record import Judged, metrics_of, refresh_section
 from services.trainer.schedule import Due, Trigger, needs_fit
+from services.trainer.slices import Cuts, cuts_of
 
 log = get_logger(__name__)
 
-FloatArray = npt.NDArray[np.float32]
-#: Called with (what is being done, done, total).
-Progress = Callable[[str, int, int], None]
-
-#: With at least this many ranked test queries the gate judges on them; otherwise on the validation queries.
-MINIMUM_TEST_QUERIES = 10
 #: Queries kept in the release to check after loading that it still gives the same answers.
 GOLDEN_QUERIES = 8
-
-
-class FeatureRows(Protocol):
-    """Features of items and queries, in one FeatureSpec; ``byline.rankings.features.LabelFeatures`` is one."""
-
-    @property
-    def spec(self) -> str:
-        """Name of the FeatureSpec."""
-        ...
-
-    @property
-    def preprocessing_hash(self) -> str:
-        """Hash of what is done to an image or text before encoding."""
-        ...
-
-    @property
-    def blocks(self) -> Sequence[tuple[str, int]]:
-        """(encoder, width) in the order of the columns."""
-        ...
-
-    def of_items(self, items: Sequence[Item], progress: Callable[[int, int], None]) -> FloatArray:
-        """[n, in] in the order of ``items``."""
-        ...
-
-    def of_queries(self, rankings: Sequence[Asked], progress: Callable[[int, int], None]) -> FloatArray:
-        """[q, in] in the order of ``rankings``."""
-        ...
 
 
 class SketchRows(Protocol):
@@ -135,20 +91,6 @@ class RefreshOutcome:
     due: tuple[Due, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Labels:
-    splits: LabelSplits
-    train: LabelledSet
-    validation: LabelledSet
-    held_out: LabelledSet
-    #: The rankings behind ``validation`` and ``held_out``, in their order.
-    validation_rankings: tuple[LabelledQuery, ...]
-    held_out_rankings: tuple[LabelledQuery, ...]
-    #: τ of the held-out queries from the noise half that does not judge, and whether the halves are disjoint.
-    other_half: FloatArray | None
-    held_out_split: str
-
-
 class Refresher:
     """Makes candidates for one model. Reads and writes Postgres, writes release directories."""
 
@@ -167,11 +109,12 @@ class Refresher:
         self._evidence = evidence
         self._before_activation = before_activation
 
-    def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = (),
+    def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = (), keep_head: bool = False,
                  progress: Progress = lambda what, done, total: None) -> RefreshOutcome:
-        """Fit, judge, publish. ``due`` says why, for the manifest.
+        """Fit, judge, publish. ``due`` says why, for the manifest; ``keep_head``: with the active head and no other.
 
-        Raises LabelsNotUsable if there is nothing to learn from or to judge by.
+        Raises LabelsNotUsable if there is nothing to learn from or to judge by, CorpusNotUsable if many images are
+        lost, FeatureMismatch if the active head is to be kept and takes other features.
         """
         settings = self._settings
         failpoint("trainer.before_snapshot")
@@ -181,33 +124,38 @@ class Refresher:
         splits = load_splits(self._rankings, settings.model_id, settings.teacher_family)
         active = self._registry.active(settings.model_id)
         record = self._registry.get(active.release_id) if active else None
-        labels = self._labels(splits, items, progress)
         previous = self._comparable_head(record)
+        if keep_head and previous is None:
+            raise FeatureMismatch(
+                f"the head that answers for {settings.model_id} does not take {self._features.spec}, and after a "
+                "rollback no other is fitted: ask for a refresh (`byline releases refresh`)"
+            )
+        labels = read_labels(
+            splits, items, self._features, settings.cutoff, settings.teacher_family, progress
+        )
         failpoint("trainer.before_fit")
-        candidates = self._fit(labels, seed, previous, due, record, progress)
-        chosen = best_of(candidates)
+        candidates = self._fit(labels, seed, previous, due, record, keep_head, progress)
         failpoint("trainer.after_fit")
-        fitted = chosen.fitted
-        calibration = self._calibrated(labels, fitted.head, items, seed, progress)
-        report, decision = self._judge(labels, fitted, previous, calibration, seed)
-        sketches, why_not = self._sketched(items, progress)
+        judged = self._judged(labels, candidates, previous, seed, progress)
+        # All refused: the one that validates best is recorded.
+        best = next((one for one in judged if one.decision.passed), judged[0])
+        head = best.candidate.fitted.head
+        sketches, why_not = self._sketched(labels.items, progress)
         progress("build the release", 0, 1)
         failpoint("trainer.before_write")
         directory = build_release(
             self._root, model_id=model.model_id, model_revision=model.revision, corpus_id=model.corpus_id,
-            head=fitted.head, feature_spec=self._features.spec, preprocessing_hash=self._features.preprocessing_hash,
-            item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=items,
-            calibrator=calibration.calibrator.to_json(),
-            metrics={**_metrics(report, decision, chosen, labels), "sketches": {"left_out": why_not},
-                     "calibration": calibration.to_json()},
+            head=head, feature_spec=self._features.spec, preprocessing_hash=self._features.preprocessing_hash,
+            item_ids=labels.train.item_ids, item_features=labels.train.item_features, catalogue=labels.items,
+            calibrator=best.calibration.calibrator.to_json(), metrics=metrics_of(best, judged, labels, why_not),
             parent=record.release_id if record else None, sketches=sketches, keyring=self._settings.keyring,
             labels=LabelSet(queries=len(splits.train) + len(splits.validation), digest=splits.digest),
             teacher_id=settings.teacher_family, golden_features=labels.validation.query_features[:GOLDEN_QUERIES],
             created_at=now, git_sha=settings.git_sha, index_factory=settings.index_factory,
             index_queries=labels.validation.query_features,
-            refresh=_refresh_section(due, snapshot_at, chosen, candidates, labels),
+            refresh=refresh_section(due, snapshot_at, best.candidate, candidates, labels),
             labelled=LabelledPlaces.of(
-                labels.train.query_features, [one.near_duplicate_group for one in splits.train], seed
+                labels.train.query_features, [one.near_duplicate_group for one in labels.train_rankings], seed
             ),
         )
         failpoint("trainer.after_write")
@@ -216,40 +164,15 @@ class Refresher:
         failpoint("trainer.before_register")
         self._registry.register(manifest, directory)
         failpoint("trainer.after_register")
-        activated = self._publish(manifest.release_id, decision, active)
-        return RefreshOutcome(manifest.release_id, activated, decision, report, chosen.start, tuple(due))
+        activated = self._publish(manifest.release_id, best.decision, active)
+        start = best.candidate.start
+        return RefreshOutcome(manifest.release_id, activated, best.decision, best.report, start, tuple(due))
 
     def _database_time(self) -> datetime:
         """Before anything is read: what comes later is not in this snapshot."""
         with transaction(self._engine) as connection:
             found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
         return found.astimezone(UTC)
-
-    def _labels(self, splits: LabelSplits, items: Sequence[Item], progress: Progress) -> _Labels:
-        cutoff = self._settings.cutoff
-        if not splits.train or not splits.validation:
-            raise LabelsNotUsable(
-                f"there are {len(splits.train)} training and {len(splits.validation)} validation rankings of "
-                f"{self._settings.model_id} by {self._settings.teacher_family}; both are needed. "
-                "Import a snapshot (`byline labels import`) or wait for curation"
-            )
-        validation = judging_queries(splits.validation, cutoff)
-        test = judging_queries(splits.test, cutoff)
-        use_test = len(test) >= MINIMUM_TEST_QUERIES
-        held_out = test if use_test else validation
-        ids = np.asarray([item.item_id for item in items], dtype=np.int64)
-        item_rows = self._features.of_items(items, lambda done, total: progress("features of items", done, total))
-
-        def build(rankings: Sequence[LabelledQuery], half: int) -> LabelledSet:
-            rows = self._features.of_queries(rankings, lambda done, all_: progress("features of queries", done, all_))
-            return labelled_set(rankings, rows, ids, item_rows, half)
-
-        disjoint = halves_are_disjoint(held_out, self._settings.teacher_family)
-        return _Labels(
-            splits, build(splits.train, LEARN), build(validation, JUDGE), build(held_out, JUDGE),
-            tuple(validation), tuple(held_out),
-            build(held_out, LEARN).tau if disjoint else None, "test" if use_test else "validation",
-        )
 
     def _sketched(self, items: Sequence[Item], progress: Progress) -> tuple[SketchParts | None, str | None]:
         """The release's sketches, or None and why it has none: a head is published without them, too."""
@@ -274,29 +197,44 @@ class Refresher:
         vouched(record.directory, self._settings.keyring, record.manifest, (HEAD,))
         return Previous(load_head(record.directory / HEAD), float(record.metrics.get("fit", {}).get("slope") or 1.0))
 
-    def _fit(self, labels: _Labels, seed: int, previous: Previous | None, due: Sequence[Due],
-             record: ReleaseRecord | None, progress: Progress) -> list[Candidate]:
+    def _fit(self, labels: RefreshLabels, seed: int, previous: Previous | None, due: Sequence[Due],
+             record: ReleaseRecord | None, keep_head: bool, progress: Progress) -> list[Candidate]:
         settings = self._settings
         names, dims = zip(*self._features.blocks, strict=True)
         config = HeadConfig.of_encoders(names, dims, settings.hidden, settings.out_dim, settings.width)
         changed = record is None or record.manifest.labels.digest != labels.splits.digest
-        return fit_candidates(
+        found = fit_candidates(
             labels.train, labels.validation, config, FitPlan(settings.loss, settings.epochs, settings.cutoff), seed,
-            previous, keep=any(one.trigger is Trigger.CORPUS for one in due),
-            learn=needs_fit(due, changed), progress=progress,
+            previous, keep=keep_head or any(one.trigger is Trigger.CORPUS for one in due),
+            learn=not keep_head and needs_fit(due, changed), progress=progress,
         )  # fmt: skip
+        return by_validation(found)
 
-    def _calibrated(self, labels: _Labels, head: Head, items: Sequence[Item], seed: int, progress: Progress
-                    ) -> Calibration:
+    def _judged(self, labels: RefreshLabels, candidates: Sequence[Candidate], previous: Previous | None, seed: int,
+                progress: Progress) -> list[Judged]:
+        """What the gate says of the candidates in their order, up to the first that passes."""
+        cuts = cuts_of(labels, self._features.blocks, seed) if previous is not None else {}
+        found: list[Judged] = []
+        for one in candidates:
+            calibration = self._calibrated(labels, one.fitted.head, seed, progress)
+            report, decision = self._judge(labels, one.fitted, previous, calibration, cuts, seed)
+            found.append(Judged(one, calibration, report, decision))
+            if decision.passed:
+                break
+            log.info("candidate_refused", start=one.start.value, reasons=list(decision.reasons))
+        return found
+
+    def _calibrated(self, labels: RefreshLabels, head: Head, seed: int, progress: Progress) -> Calibration:
         held = HeldOut(labels.held_out, labels.held_out_rankings) if labels.held_out_split == "test" else None
-        rows = CalibrationRows(self._features, self._evidence, [item.caption for item in items], progress)
+        captions = [item.caption for item in labels.items]
+        rows = CalibrationRows(self._features, self._evidence, captions, progress)
         return calibrate(
             head.embed_queries, head.embed_items(labels.held_out.item_features),
             HeldOut(labels.validation, labels.validation_rankings), held, rows, top=self._settings.cutoff, seed=seed,
         )
 
-    def _judge(self, labels: _Labels, fitted: FitReport, previous: Previous | None, calibration: Calibration, seed: int
-               ) -> tuple[HeadReport, GateDecision]:
+    def _judge(self, labels: RefreshLabels, fitted: FitReport, previous: Previous | None, calibration: Calibration,
+               cuts: Cuts, seed: int) -> tuple[HeadReport, GateDecision]:
         held_out, cutoff = labels.held_out, self._settings.cutoff
         scores = fitted.head.scores(held_out.query_features, held_out.item_features)
         report = report_head(scores, held_out, labels.train, list(self._features.blocks), cutoff=cutoff,
@@ -307,7 +245,7 @@ class Refresher:
             active = mean_average_precision(before, held_out.tau, cutoff)
         candidate = mean_average_precision(scores, held_out.tau, cutoff)
         evidence = GateEvidence(candidate, active, fitted.slope, score_agreement(scores, held_out.tau),
-                                calibration.curve, calibration.abstention)
+                                calibration.curve, calibration.abstention, cuts)
         return report, judge(evidence, self._settings.limits, seed)
 
     def _publish(self, release_id: str, decision: GateDecision, active: ActiveRelease | None) -> bool:
@@ -330,32 +268,3 @@ class Refresher:
             return False
         failpoint("trainer.after_activate")
         return True
-
-
-def _refresh_section(due: Sequence[Due], snapshot_at: datetime, chosen: Candidate, tried: Sequence[Candidate],
-                     labels: _Labels) -> RefreshSection:
-    judged = hashlib.sha256()
-    for ranking in labels.held_out_rankings:
-        judged.update(ranking.query_id.bytes)
-    return RefreshSection(
-        triggers=tuple(RefreshTrigger(trigger=one.trigger.value, detail=one.detail) for one in due),
-        snapshot_at=snapshot_at, start=chosen.start.value,
-        validation_map={one.start.value: one.fitted.best_map for one in tried if math.isfinite(one.fitted.best_map)},
-        held_out_split=labels.held_out_split, held_out_queries=len(labels.held_out_rankings),
-        held_out_digest=judged.hexdigest(),
-    )  # fmt: skip
-
-
-def _metrics(report: HeadReport, decision: GateDecision, chosen: Candidate, labels: _Labels) -> dict[str, Any]:
-    fitted = chosen.fitted
-    # JSON knows no NaN, and Postgres refuses it: what could not be measured is null.
-    measured = {name: value if np.isfinite(value) else None for name, value in decision.metrics.items()}
-    return {
-        **report.to_json(), "gate": {**measured, "passed": decision.passed, "reasons": list(decision.reasons)},
-        "fit": {"best_step": fitted.best_step, "validation_map": fitted.best_map, "start_map": fitted.start_map,
-                "slope": fitted.slope, "warm_start": chosen.start is Start.WARM,
-                "history": [[point.step, point.validation_map] for point in fitted.history]},
-        "labels": {"train": len(labels.splits.train), "validation": len(labels.splits.validation),
-                   "test": len(labels.splits.test), "held_out_split": labels.held_out_split,
-                   "judged_on_disjoint_noise": labels.other_half is not None},
-    }

@@ -3,7 +3,8 @@
 Why it exists: a refresh costs minutes of a machine, so it needs a reason: enough new rankings; a smaller number that
 has waited long enough; a corpus that is not the active release's any more; a drift alarm; an operator. What was tried
 last counts, published or not: a refused candidate must not be refitted from the same facts for ever. Every reason that
-held goes into the release's manifest.
+held goes into the release's manifest. After a rollback the head is the operator's choice: nothing but his request fits
+another, and a changed corpus is published with the head that answers.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ class RefreshAsked:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the trainer looks at. ``rankings`` counts those for training and validation."""
+    """What the trainer looks at. ``rankings`` counts those for training and validation; ``rolled_back_from`` is the
+    release that an operator went back from (``ReleaseRegistry.rolled_back_from``)."""
 
     rankings: int
     corpus: CorpusChange | None = None
     alarm: DriftAlarm | None = None
     asked: tuple[RefreshAsked, ...] = ()
+    rolled_back_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,15 @@ def refresh_due(seen: Observed, last: LastRefresh | None, now: datetime, rule: R
         found.append(Due(Trigger.RANKINGS, f"{new} new rankings"))
     elif last is not None and new > 0 and waited:
         found.append(Due(Trigger.INTERVAL, f"{new} new rankings waited for {rule.interval}"))
+    if seen.rolled_back_from is not None:
+        found = [one for one in found if one.trigger in (Trigger.OPERATOR, Trigger.CORPUS)]
     return tuple(found)
+
+
+def keeps_head(seen: Observed, due: Sequence[Due]) -> bool:
+    """Whether the head that answers is to be published again whatever was learnt since: after a rollback, until an
+    operator asks for a refresh."""
+    return seen.rolled_back_from is not None and all(one.trigger is not Trigger.OPERATOR for one in due)
 
 
 def needs_fit(due: Sequence[Due], labels_changed: bool) -> bool:

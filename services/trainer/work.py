@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +18,11 @@ from byline.releases.garbage import GarbageCollector, KeepRule
 from byline.releases.registry import ReleaseRegistry
 from byline.releases.requests import RefreshRequests
 from byline.telemetry import get_logger
+from services.trainer.labels import Progress
 from services.trainer.leftovers import settle_leftovers
 from services.trainer.observe import Alarms, Observer
-from services.trainer.refresh import Progress, RefreshOutcome
-from services.trainer.schedule import Due, LastRefresh, Observed, RefreshRule, refresh_due
+from services.trainer.refresh import RefreshOutcome
+from services.trainer.schedule import Due, LastRefresh, Observed, RefreshRule, keeps_head, refresh_due
 from services.trainer.turn import my_turn
 
 log = get_logger(__name__)
@@ -31,8 +31,8 @@ log = get_logger(__name__)
 class Refreshes(Protocol):
     """What fits, judges and publishes; ``services.trainer.refresh.Refresher`` is one."""
 
-    def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = ..., progress: Progress = ...
-                 ) -> RefreshOutcome:
+    def run_once(self, *, now: datetime, seed: int, due: Sequence[Due] = ..., keep_head: bool = ...,
+                 progress: Progress = ...) -> RefreshOutcome:
         """See ``Refresher.run_once``."""
         ...
 
@@ -45,7 +45,8 @@ class TrainerWork:
         refresher: Callable[[], Refreshes], keep: KeepRule, seed: int = 0, alarms: Alarms | None = None,
         purge: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """``purge`` removes withdrawn items from whatever the new release does not need any more."""
+        """``purge`` removes withdrawn items from whatever the new release does not need any more, and ends what a
+        killed purge began."""
         self._purge = purge
         self._engine = engine
         self._model_id = model_id
@@ -73,6 +74,7 @@ class TrainerWork:
                 log.info("another_trainer_at_work", model_id=self._model_id)
                 return None
             settle_leftovers(self._registry, self._root, self._model_id)
+            self._clean(self._purge)
             seen = self._observer.look()
             newest = max(filter(None, (last, self._observer.last())), key=lambda one: one.at, default=None)
             reasons = tuple(due) if due is not None else refresh_due(seen, newest, now, self._rule)
@@ -81,13 +83,21 @@ class TrainerWork:
             log.info("refresh_started", triggers=[one.trigger.value for one in reasons],
                      details=[one.detail for one in reasons], rankings=seen.rankings)
             outcome = self._refresh(reasons, seen, now, progress)
-            self._collect(now)
+            self._clean(self._purge)
+            self._clean(lambda: self._garbage.collect(self._model_id, now))
             return outcome
+
+    def tidy(self) -> None:
+        """Go on with a purge that had to wait for somebody: a worker that had not swapped yet, a running job."""
+        with my_turn(self._engine, self._model_id) as mine:
+            if mine:
+                self._clean(self._purge)
 
     def _refresh(self, due: Sequence[Due], seen: Observed, now: datetime, progress: Progress) -> RefreshOutcome:
         asked = [one.request_id for one in seen.asked]
         try:
-            outcome = self._refresher().run_once(now=now, seed=self._seed, due=due, progress=progress)
+            outcome = self._refresher().run_once(now=now, seed=self._seed, due=due, keep_head=keeps_head(seen, due),
+                                                 progress=progress)
         except BylineError as error:
             self._requests.answer(asked, error=f"{error.reason}: {error.message}")
             raise
@@ -95,14 +105,14 @@ class TrainerWork:
             self._requests.answer(asked, error=f"the refresh failed unexpectedly: {type(error).__name__}")
             raise
         self._requests.answer(asked, release_id=outcome.release_id)
-        if self._alarms is not None and seen.alarm is not None and outcome.activated:
+        if self._alarms is not None and seen.alarm is not None and outcome.activated and not keeps_head(seen, due):
             self._alarms.answered(seen.alarm, outcome.release_id)
         return outcome
 
-    def _collect(self, now: datetime) -> None:
-        """Files of old releases; a failure costs disk space, not the refresh, and one does not keep the other."""
-        for remove in (self._purge, partial(self._garbage.collect, self._model_id, now)):
-            try:
-                remove()
-            except (BylineError, OSError) as error:
-                log.warning("garbage_not_collected", error=str(error))
+    @staticmethod
+    def _clean(step: Callable[[], object]) -> None:
+        """Files that are to go; a failure costs disk space and time, not the refresh."""
+        try:
+            step()
+        except (BylineError, OSError) as error:
+            log.warning("garbage_not_collected", error=str(error))

@@ -165,7 +165,6 @@ class WorkerChild:
         from services.workers.withdrawal import WithdrawnItems
 
         settings = self._settings
-        deltas = Deltas(DeltaStore(self._engine), time.monotonic)
         encoders = EncoderShelf()
 
         def make(of_model: Settings) -> ServedModel:
@@ -177,6 +176,7 @@ class WorkerChild:
                 changed=self._reports.changed,
                 encoders=encoders,
             )
+            deltas = Deltas(DeltaStore(self._engine), time.monotonic)  # a model's own: others do not push them out
             stage = LookupStage(
                 serving=serving,
                 blobs=self._blobs,
@@ -186,7 +186,7 @@ class WorkerChild:
                 clock=time.perf_counter,
                 deltas=deltas,
             )
-            return ServedModel(serving, stage, withdrawn)
+            return ServedModel(serving, stage, withdrawn, deltas)
 
         models = self._models = ServedModels(settings, self._catalog, make, self._stopping)
         pump = self._pump = LookupPump(
@@ -198,13 +198,13 @@ class WorkerChild:
             if channel == WITHDRAWALS:
                 models.withdrawn_changed()
             elif channel == DELTAS:
-                deltas.changed()
+                models.deltas_changed()
             elif payload == Stage.LOOKUP.value:
                 pump.wake()
 
         def connected() -> None:
             models.withdrawn_changed()
-            deltas.changed()
+            models.deltas_changed()
             pump.wake()
 
         channels = [QUEUED, WITHDRAWALS, DELTAS]

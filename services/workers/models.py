@@ -24,6 +24,7 @@ from byline.telemetry import get_logger
 from services.workers.report import WorkerState
 
 if TYPE_CHECKING:
+    from byline.releases.delta_view import Deltas
     from services.workers.lookup import LookupStage
     from services.workers.serving import Serving
     from services.workers.withdrawal import WithdrawnItems
@@ -43,6 +44,7 @@ class ServedModel:
     serving: Serving
     stage: LookupStage
     withdrawn: WithdrawnItems
+    deltas: Deltas
 
 
 def settings_of(settings: Settings, model: ModelRecord) -> Settings:
@@ -110,6 +112,11 @@ class ServedModels:
         """Items of some corpus were withdrawn. Any thread."""
         for model in self._models.values():
             model.withdrawn.changed()
+
+    def deltas_changed(self) -> None:
+        """The delta of some release grew. Any thread."""
+        for model in self._models.values():
+            model.deltas.changed()
 
     def state(self) -> WorkerState:
         """For the fleet view: the configured model's, and of each model."""

@@ -155,6 +155,8 @@ class Settings(SecuritySettings):
     gate_map_at: int = Field(100, ge=1)
     gate_regression_tolerance: float = Field(0.01, ge=0, le=1)
     gate_confidence: float = Field(0.95, gt=0, lt=1)
+    #: So much worse one kind of query may get; more refuses a release where it is sure (1: never).
+    gate_slice_tolerance: float = Field(0.02, ge=0, le=1)
     #: At most so far off are probabilities on average, and so many null queries attributed (1: never refuse for it).
     gate_calibration_error: float = Field(0.05, ge=0, le=1)
     gate_false_attribution: float = Field(0.05, ge=0, le=1)

@@ -41,8 +41,11 @@ NAMES = frozenset({
     "curation.after_generate", "curation.after_blobs", "curation.after_queries", "curation.before_commit",
     "curation.after_commit", "curation.intake_before_commit", "curation.intake_after_commit",
     "curation.measure_before_commit", "curation.measure_after_commit",
-    # byline.releases.purge: withdrawn items out of rows, then files, then old releases.
-    "corpus.purge_after_rows", "corpus.purge_after_files",
+    # byline.releases.purge: withdrawn items out of rows, then files (a sketch set saved without them, the old one
+    # hidden, the new one shown), then old releases, then the receipt closed.
+    "corpus.purge_after_rows", "corpus.purge_sketches_saved", "corpus.purge_sketches_hidden",
+    "corpus.purge_sketches_shown", "corpus.purge_after_files", "corpus.purge_after_release_mark",
+    "corpus.purge_before_mark",
     # byline.releases.builder and byline.releases.garbage.
     "releases.before_rename", "releases.gc_after_mark", "releases.gc_after_hide", "releases.gc_before_done",
 })  # fmt: skip

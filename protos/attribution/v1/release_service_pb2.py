@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$attribution/v1/release_service.proto\x12\x0e\x61ttribution.v1\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x15GetFleetStatusRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"l\n\x0b\x46leetStatus\x12-\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\x12.\n\x07workers\x18\x02 \x03(\x0b\x32\x1d.attribution.v1.WorkerRelease\"\xd0\x01\n\rWorkerRelease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x17\n\x0floading_release\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nsince_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\"B\n\x15RefreshReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\".\n\x18GetReleaseRefreshRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xd1\x01\n\x0eReleaseRefresh\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07release\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x32\x9e\x02\n\x0eReleaseService\x12T\n\x0eGetFleetStatus\x12%.attribution.v1.GetFleetStatusRequest\x1a\x1b.attribution.v1.FleetStatus\x12W\n\x0eRefreshRelease\x12%.attribution.v1.RefreshReleaseRequest\x1a\x1e.attribution.v1.ReleaseRefresh\x12]\n\x11GetReleaseRefresh\x12(.attribution.v1.GetReleaseRefreshRequest\x1a\x1e.attribution.v1.ReleaseRefreshb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$attribution/v1/release_service.proto\x12\x0e\x61ttribution.v1\x1a\x1c\x61ttribution/v1/release.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x15GetFleetStatusRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x86\x01\n\x0b\x46leetStatus\x12-\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1d.attribution.v1.ActiveRelease\x12.\n\x07workers\x18\x02 \x03(\x0b\x32\x1d.attribution.v1.WorkerRelease\x12\x18\n\x10rolled_back_from\x18\x03 \x01(\t\"\xd0\x01\n\rWorkerRelease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x17\n\x0floading_release\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\nsince_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\"B\n\x15RefreshReleaseRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\".\n\x18GetReleaseRefreshRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xd1\x01\n\x0eReleaseRefresh\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07release\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x32\x9e\x02\n\x0eReleaseService\x12T\n\x0eGetFleetStatus\x12%.attribution.v1.GetFleetStatusRequest\x1a\x1b.attribution.v1.FleetStatus\x12W\n\x0eRefreshRelease\x12%.attribution.v1.RefreshReleaseRequest\x1a\x1e.attribution.v1.ReleaseRefresh\x12]\n\x11GetReleaseRefresh\x12(.attribution.v1.GetReleaseRefreshRequest\x1a\x1e.attribution.v1.ReleaseRefreshb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,16 +56,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEREFRESH'].fields_by_name['error']._serialized_options = b'\342A\001\003'
   _globals['_GETFLEETSTATUSREQUEST']._serialized_start=152
   _globals['_GETFLEETSTATUSREQUEST']._serialized_end=196
-  _globals['_FLEETSTATUS']._serialized_start=198
-  _globals['_FLEETSTATUS']._serialized_end=306
-  _globals['_WORKERRELEASE']._serialized_start=309
-  _globals['_WORKERRELEASE']._serialized_end=517
-  _globals['_REFRESHRELEASEREQUEST']._serialized_start=519
-  _globals['_REFRESHRELEASEREQUEST']._serialized_end=585
-  _globals['_GETRELEASEREFRESHREQUEST']._serialized_start=587
-  _globals['_GETRELEASEREFRESHREQUEST']._serialized_end=633
-  _globals['_RELEASEREFRESH']._serialized_start=636
-  _globals['_RELEASEREFRESH']._serialized_end=845
-  _globals['_RELEASESERVICE']._serialized_start=848
-  _globals['_RELEASESERVICE']._serialized_end=1134
+  _globals['_FLEETSTATUS']._serialized_start=199
+  _globals['_FLEETSTATUS']._serialized_end=333
+  _globals['_WORKERRELEASE']._serialized_start=336
+  _globals['_WORKERRELEASE']._serialized_end=544
+  _globals['_REFRESHRELEASEREQUEST']._serialized_start=546
+  _globals['_REFRESHRELEASEREQUEST']._serialized_end=612
+  _globals['_GETRELEASEREFRESHREQUEST']._serialized_start=614
+  _globals['_GETRELEASEREFRESHREQUEST']._serialized_end=660
+  _globals['_RELEASEREFRESH']._serialized_start=663
+  _globals['_RELEASEREFRESH']._serialized_end=872
+  _globals['_RELEASESERVICE']._serialized_start=875
+  _globals['_RELEASESERVICE']._serialized_end=1161
 # @@protoc_insertion_point(module_scope)

@@ -18,12 +18,14 @@ class GetFleetStatusRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("active", "workers")
+    __slots__ = ("active", "workers", "rolled_back_from")
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_FROM_FIELD_NUMBER: _ClassVar[int]
     active: _release_pb2.ActiveRelease
     workers: _containers.RepeatedCompositeFieldContainer[WorkerRelease]
-    def __init__(self, active: _Optional[_Union[_release_pb2.ActiveRelease, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerRelease, _Mapping]]] = ...) -> None: ...
+    rolled_back_from: str
+    def __init__(self, active: _Optional[_Union[_release_pb2.ActiveRelease, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerRelease, _Mapping]]] = ..., rolled_back_from: _Optional[str] = ...) -> None: ...
 
 class WorkerRelease(_message.Message):
     __slots__ = ("worker_id", "release", "loading_release", "error", "since_time", "last_seen_time", "current")

@@ -30,6 +30,10 @@ _withdrawn: Table = WithdrawalItemRow.metadata.tables["withdrawal_items"]
 _STANDING = text(
     "SELECT criterion FROM withdrawals WHERE corpus_id = :corpus AND (criterion ? 'creator' OR criterion ? 'licence')"
 )
+_REOPEN = text("""
+UPDATE withdrawals SET purged_at = NULL WHERE corpus_id = :corpus AND purged_at IS NOT NULL
+    AND id IN (SELECT withdrawal_id FROM withdrawal_items WHERE item_id = ANY(:ids))
+""")
 _BATCH = 10_000
 
 
@@ -162,6 +166,30 @@ def mark_purged(
         update(_withdrawals).where(_withdrawals.c.id.in_(receipt_ids))
         .values(purged=dict(purged), purged_at=func.coalesce(_withdrawals.c.purged_at, func.clock_timestamp()))
     )  # fmt: skip
+
+
+def lock_receipts(connection: Connection, corpus_id: str) -> None:
+    """Keep others from closing or opening receipts of a corpus until the caller's transaction ends."""
+    lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+    connection.execute(lock, {"key": f"receipts:{corpus_id}"})
+
+
+def purged_items(connection: Connection, corpus_id: str) -> frozenset[int]:
+    """The items that closed receipts say are gone."""
+    query = (
+        select(_withdrawn.c.item_id)
+        .join(_withdrawals, _withdrawals.c.id == _withdrawn.c.withdrawal_id)
+        .where(_withdrawals.c.corpus_id == corpus_id, _withdrawals.c.purged_at.is_not(None))
+    )
+    return frozenset(connection.execute(query).scalars())
+
+
+def reopen_receipts(connection: Connection, corpus_id: str, item_ids: Sequence[int]) -> int:
+    """These items are in a file after all: their receipts count as not purged until a purge has removed them again.
+
+    Returns how many were closed.
+    """
+    return connection.execute(_REOPEN, {"corpus": corpus_id, "ids": [int(item_id) for item_id in item_ids]}).rowcount
 
 
 def _record(

@@ -42,12 +42,13 @@ def register(app: typer.Typer) -> None:
 
 
 def status(model: Model = None, address: Address = None, as_json: AsJson = False) -> None:
-    """Which release every worker serves, loads, or could not load, and since when."""
+    """Which release every worker serves, loads, or could not load, and since when; and what holds the trainer."""
     with _client(address) as client:
         fleet = client.fleet(model or load_settings().model_id)
     if as_json:
         active = None if fleet.active is None else asdict(fleet.active)
-        say({"active": active, "swapped": fleet.swapped, "workers": [asdict(worker) for worker in fleet.workers]})
+        say({"active": active, "swapped": fleet.swapped, "rolled_back_from": fleet.rolled_back_from,
+             "workers": [asdict(worker) for worker in fleet.workers]})
         return
     _print(fleet)
 
@@ -128,6 +129,9 @@ def _print(fleet: FleetStatus) -> None:
         console.print("no release is active")
     else:
         console.print(f"active: {fleet.active.release.rpartition('/')[2]}, epoch {fleet.active.epoch}", highlight=False)
+    if fleet.rolled_back_from:
+        console.print(f"held: {fleet.rolled_back_from} was left by a rollback, so the trainer activates no new head; "
+                      "`byline releases refresh`, or activating a newer release, ends that", highlight=False)
     table = Table("", "worker", "serves", "loads", "since", "error")
     for worker in fleet.workers:
         table.add_row("✓" if worker.current else "", worker.worker_id, worker.release, worker.loading,

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None, pieces: Pieces) -> None:
     from byline.evaluation.result_file import git_commit, write_result
     from byline.evaluation.study_report import put_block
     from byline.simulation.figures import draw, markdown
+    from byline.simulation.summary import labels_to_target, timeline
 
     a = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None, pieces: Pieces) -> None:
     target = a.out / "refresh.json"
     command = "make study-refresh" if argv is None and len(sys.argv) == 1 else " ".join(
         ["python -m studies.refresh", *(sys.argv[1:] if argv is None else argv)])
-    write_result(target, found | {"size": a.size}, command=command, seconds=seconds,
+    subjects = found["subjects"]
+    headline = {"timeline": timeline(subjects), "labels_to_target": labels_to_target(subjects)}
+    write_result(target, headline | found | {"size": a.size}, command=command, seconds=seconds,
                  commit=git_commit(repository_root()), seed=0)
     text = markdown(found)
     log.info("wrote %s (%.0f CPU seconds in all)\n\n%s", target, seconds, text)
@@ -174,6 +177,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=0, help="worlds of each head at most; 0: the size's own")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--work", type=Path, default=repository_root() / ".byline/studies", help="years that are done")
-    parser.add_argument("--out", type=Path, default=repository_root() / "reports/refresh")
+    parser.add_argument("--out", type=Path, default=repository_root() / "reports/studies")
     parser.add_argument("--page", type=Path, default=None, help="document whose tables and figure are replaced")
     return parser.parse_args(argv)

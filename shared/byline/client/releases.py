@@ -37,10 +37,15 @@ class WorkerRelease:
 
 @dataclass(frozen=True, slots=True)
 class FleetStatus:
-    """The active release, None before the first, and every worker that answers for the model."""
+    """The active release, None before the first, and every worker that answers for the model.
+
+    ``rolled_back_from``: id of the newer release that an operator went back from; while it is set the trainer activates
+    no new head by itself.
+    """
 
     active: ActiveRelease | None
     workers: Sequence[WorkerRelease]
+    rolled_back_from: str = ""
 
     @property
     def swapped(self) -> bool:
@@ -92,7 +97,8 @@ def _fleet(message: wire_messages.FleetStatus) -> FleetStatus:
         )
         for one in message.workers
     ]  # fmt: skip
-    return FleetStatus(wire.active_release(message.active) if message.HasField("active") else None, workers)
+    active = wire.active_release(message.active) if message.HasField("active") else None
+    return FleetStatus(active, workers, _id(message.rolled_back_from))
 
 
 def _refresh(message: wire_messages.ReleaseRefresh) -> ReleaseRefresh:

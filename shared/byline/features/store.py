@@ -223,13 +223,13 @@ def _flush(array: Any) -> None:
 
 def fill_store(
     store: FeatureStore, extractor: FeatureExtractor, item_ids: Sequence[int],
-    pair_of: Callable[[int], tuple[Image.Image, str]], progress: Callable[[int, int], None] | None = None,
+    pair_of: Callable[[int], tuple[Image.Image, str] | None], progress: Callable[[int, int], None] | None = None,
     batch: int = 64,
 ) -> int:  # fmt: skip
     """Extract what the store lacks of ``item_ids`` and return how many rows were added.
 
-    ``pair_of(item_id)`` gives image and caption; ``progress(done, total)`` counts the items given.
-    Killed at any moment, the next call continues behind the last complete batch.
+    ``pair_of(item_id)`` gives image and caption, None for an item that is to be left out; ``progress(done, total)``
+    counts the items given. Killed at any moment, the next call continues behind the last complete batch.
     """
     if extractor.preprocessing_hash != store.spec.preprocessing_hash:
         raise FeatureMismatch("the extractor is not the one the store was opened for", spec=store.spec.name)
@@ -242,8 +242,9 @@ def fill_store(
         todo = store.missing(item_ids)
         for start in range(0, len(todo), batch):
             ids = todo[start : start + batch]
-            pairs = [pair_of(item_id) for item_id in ids]
-            added += store.append(ids, extractor.extract([image for image, _ in pairs], [text for _, text in pairs]))
+            pairs = {item_id: pair for item_id in ids if (pair := pair_of(item_id)) is not None}
+            images, texts = [image for image, _ in pairs.values()], [text for _, text in pairs.values()]
+            added += store.append(list(pairs), extractor.extract(images, texts)) if pairs else 0
             if progress:
                 progress(total - len(todo) + start + len(ids), total)
     return added

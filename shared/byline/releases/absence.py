@@ -32,8 +32,9 @@ from byline.releases.manifest import (
     SKETCH_TOKENS,
     SKETCHES,
 )
-from byline.releases.purge import REFERENCED, Places, item_stores, sketch_sets
+from byline.releases.purge import REFERENCED, Places, item_stores
 from byline.releases.purge_rows import rows_naming
+from byline.releases.purge_sketches import sketch_sets
 from byline.releases.vouched import vouched
 from byline.security.signing import Keyring
 

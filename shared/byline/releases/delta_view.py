@@ -44,7 +44,8 @@ def extended(known: Delta, store: DeltaStore) -> Delta:
 class Deltas:
     """The deltas of the releases a worker answers from, read again when told, and at least every ``keep_s`` seconds.
 
-    For one thread at a time, but for ``changed``. Late by a notification means an item found a moment later.
+    One for each model: ``releases`` are the one that answers, the one before, and one that a job is pinned to. For one
+    thread at a time, but for ``changed``. Late by a notification means an item found a moment later.
     """
 
     def __init__(

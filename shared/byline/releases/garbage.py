@@ -105,6 +105,11 @@ def plan_garbage(
     return GarbagePlan(tuple(keep), tuple(remove))
 
 
+def in_use(connection: Connection, model_id: str) -> set[str]:
+    """The releases of a model that a live job is pinned to, or that a worker serves or loads."""
+    return set(connection.execute(_IN_USE, {"model": model_id, "silent": _SILENT_S}).scalars()) - {None}
+
+
 class GarbageCollector:
     """Collects the releases of one release folder, model by model."""
 
@@ -149,9 +154,8 @@ class GarbageCollector:
             if active.previous_release_id is not None:
                 answering[active.previous_release_id] = "previous: a rollback brings it back"
             answering[active.release_id] = "active"
-        in_use = set(connection.execute(_IN_USE, {"model": model_id, "silent": _SILENT_S}).scalars()) - {None}
         records = self._registry.list_within(connection, model_id)
-        return plan_garbage(records, answering, in_use, now, self._rule)
+        return plan_garbage(records, answering, in_use(connection, model_id), now, self._rule)
 
     def _mark(self, model_id: str, release_id: str, now: datetime) -> bool:
         """Under the lock that activations take: is it still to go?"""

@@ -9,10 +9,9 @@ and a rollback to it would bring their files back.
 
 from __future__ import annotations
 
-import os
-import shutil
+import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,17 @@ from sqlalchemy import Engine, text
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
-from byline.catalog.withdrawals import StoredReceipt, mark_purged, receipts, stored_receipt
+from byline.catalog.withdrawals import StoredReceipt, lock_receipts, mark_purged, receipts, stored_receipt
 from byline.db.session import transaction
-from byline.errors import BylineError
 from byline.failpoints import failpoint
 from byline.features.store import forget_rows
 from byline.releases.catalogue import catalogue_ids
 from byline.releases.delta import DeltaStore
-from byline.releases.garbage_files import remove_release
+from byline.releases.garbage import in_use
+from byline.releases.garbage_files import REMOVING, remove_release, remove_tree
 from byline.releases.manifest import CATALOGUE
 from byline.releases.purge_rows import PurgedRows, purge_rows
+from byline.releases.purge_sketches import cut_sketches, settle_cuts, sketch_sets
 from byline.releases.registry import ReleaseRecord, ReleaseRegistry
 from byline.releases.vouched import vouched
 from byline.security.signing import NOT_SIGNED, Keyring
@@ -47,11 +47,11 @@ SELECT image_sha256 FROM items WHERE withdrawn_at IS NULL AND image_sha256 = ANY
 UNION SELECT image_sha256 FROM jobs WHERE image_sha256 = ANY(:digests)
 UNION SELECT image_sha256 FROM queries WHERE image_sha256 = ANY(:digests)
 """)
-_PINNED = text(
-    "SELECT DISTINCT release_id FROM jobs WHERE release_id IS NOT NULL"
-    " AND state IN ('QUEUED', 'RUNNING', 'CANCELLING')"
-)
 _MARK = text("UPDATE releases SET collected_at = now() WHERE id = :id AND collected_at IS NULL")
+_OTHERS = text(
+    "SELECT r.id FROM releases r JOIN models m ON m.id = r.model_id"
+    " WHERE m.corpus_id = :corpus AND r.id <> ALL(:known) ORDER BY r.id"
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Places:
 
 @dataclass
 class PurgeReport:
-    """What a purge did. ``waiting``: models that still answer from a release with the items; ``left``: old releases
-    that hold them and could not be removed yet."""
+    """What a purge did. ``waiting``: models that still answer from a release with the items; ``left``: releases that
+    hold them and could not be removed yet, and such as were registered meanwhile."""
 
     corpus_id: str
     items: int = 0
@@ -95,7 +95,18 @@ class PurgeReport:
 
 
 def purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
-    """Remove what the corpus' open receipts name. Doing it twice removes nothing twice. Raises OSError, BylineError."""
+    """Remove what the corpus' open receipts name. Doing it twice removes nothing twice. Raises OSError, BylineError.
+
+    A purge that runs already on this machine is waited for, and what a killed one left is brought to its end.
+    """
+    with _alone(places.cache_dir):
+        settle_cuts(places.cache_dir)
+        for folder in places.release_dir.glob(f"{REMOVING}*"):
+            remove_tree(folder)
+        return _purge(engine, places, corpus_id)
+
+
+def _purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
     DeltaStore(engine).drop_collected()
     with transaction(engine) as connection:
         open_ones = [
@@ -116,29 +127,39 @@ def purge(engine: Engine, places: Places, corpus_id: str) -> PurgeReport:
         report.rows = purge_rows(connection, corpus_id, items)
     failpoint("corpus.purge_after_rows")
     report.features = sum(forget_rows(folder, gone) for folder in item_stores(places.cache_dir, corpus_id))
-    report.sketches = sum(_cut_sketches(folder, gone) for folder in sketch_sets(places.cache_dir))
+    report.sketches = sum(cut_sketches(folder, gone) for folder in sketch_sets(places.cache_dir))
     _remove_images(engine, places.blobs, open_ones, report)
     failpoint("corpus.purge_after_files")
     for record in holding:
         (report.removed_releases if _remove(engine, record) else report.left).append(record.release_id)
     kept = [record for record in records if record not in holding and (record.directory / CATALOGUE).is_file()]
     report.absent_from = [(record.model_id, record.release_id) for record in kept]
+    failpoint("corpus.purge_before_mark")
     if report.done:
         with transaction(engine) as connection:
-            mark_purged(connection, [receipt.receipt_id for receipt in open_ones], report.to_json())
+            # From here on whoever registers a release with the items finds the receipts closed, and opens them again.
+            lock_receipts(connection, corpus_id)
+            known = [record.release_id for record in records]
+            report.left = list(connection.execute(_OTHERS, {"corpus": corpus_id, "known": known}).scalars())
+            if report.done:
+                mark_purged(connection, [receipt.receipt_id for receipt in open_ones], report.to_json())
     log.info("withdrawn_items_purged", corpus_id=corpus_id, items=report.items, done=report.done, left=report.left,
              removed_releases=report.removed_releases)  # fmt: skip
     return report
 
 
+@contextmanager
+def _alone(cache_dir: Path) -> Iterator[None]:
+    """One purge of these files at a time; the kernel takes the lock back from the dead."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / ".purging").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def item_stores(cache_dir: Path, corpus_id: str) -> list[Path]:
     """The feature stores of a corpus' items, of every spec."""
     return sorted((cache_dir / "features" / corpus_id).glob("*/items"))
-
-
-def sketch_sets(cache_dir: Path) -> list[Path]:
-    """The sketch sets that were made on this machine."""
-    return sorted(path.parent for path in cache_dir.glob("teachers-*/sketches*/manifest.json"))
 
 
 def _releases(engine: Engine, corpus_id: str) -> Iterator[ReleaseRecord]:
@@ -164,15 +185,17 @@ def _holds(record: ReleaseRecord, gone: Ids, keyring: Keyring) -> bool:
 
 
 def _remove(engine: Engine, record: ReleaseRecord) -> bool:
-    """Remove an old release's files, unless it answers now or a running job is pinned to it."""
+    """Remove an old release's files, unless it answers now, or a running job or a worker still uses it."""
     registry = ReleaseRegistry(engine)
     with transaction(engine) as connection:
         registry.lock_within(connection, record.model_id)
         active = registry.active_within(connection, record.model_id)
-        pinned = set(connection.execute(_PINNED).scalars())
-        if record.release_id in pinned or (active is not None and active.release_id == record.release_id):
+        if active is not None and active.release_id == record.release_id:
+            return False
+        if record.release_id in in_use(connection, record.model_id):
             return False
         connection.execute(_MARK, {"id": record.release_id})
+    failpoint("corpus.purge_after_release_mark")
     remove_release(record.directory)
     return True
 
@@ -185,36 +208,3 @@ def _remove_images(engine: Engine, blobs: BlobStore, open_ones: Sequence[StoredR
     for digest in digests:
         if digest not in kept:
             report.blobs += blobs.remove(digest)
-
-
-def _cut_sketches(folder: Path, gone: Ids) -> int:
-    """Write a set again without these items; how many it lost. One that cannot be read is removed: it is a cache."""
-    from byline.teachers.sketch_set import SketchSet
-
-    try:
-        held = SketchSet.load(folder, _revision_of(folder))
-    except (BylineError, OSError, ValueError, KeyError) as error:
-        log.warning("sketches_unreadable_removed", folder=folder.name, error=str(error))
-        shutil.rmtree(folder)
-        return 0
-    keep = np.flatnonzero(~np.isin(held.item_ids, gone))
-    lost = len(held.item_ids) - len(keep)
-    if not lost:
-        return 0
-    building, old = folder.with_name(f".{folder.name}-{os.getpid()}"), folder.with_name(f".{folder.name}-old")
-    shutil.rmtree(building, ignore_errors=True)
-    if len(keep):
-        tokens = None if held.tokens is None else held.tokens.take(keep)
-        cut = SketchSet(held.basis, held.item_ids[keep], held.sketches[keep], held.fidelity, held.teacher_id, tokens)
-        cut.save(building)
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    with suppress(FileNotFoundError):
-        building.rename(folder)
-    shutil.rmtree(old)
-    return lost
-
-
-def _revision_of(folder: Path) -> str:
-    """The model revision of the folder of fitted things a set lies in."""
-    return folder.parent.name.removeprefix("teachers-")

@@ -16,15 +16,34 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, insert, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from byline.catalog.withdrawals import lock_receipts, purged_items, reopen_receipts
 from byline.db.listen import RELEASES
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.errors import ReleaseChanged, ReleaseNotEligible, ReleaseNotFound
-from byline.releases.manifest import ReleaseManifest
+from byline.releases.manifest import CATALOGUE, ReleaseManifest
+from byline.telemetry import get_logger
+
+log = get_logger(__name__)
 
 _releases = Base.metadata.tables["releases"]
 _active = Base.metadata.tables["active_releases"]
 _audit = Base.metadata.tables["audit_events"]
+# A release for a changed corpus alone has its parent's head: ``answering`` leads to the one whose head that is.
+_ROLLED_BACK_FROM = text("""
+WITH RECURSIVE known AS (
+    SELECT id, parent, state, created_at, manifest->'refresh'->>'start' = 'kept'
+        AND NOT coalesce(manifest->'refresh'->'triggers' @> '[{"trigger": "operator"}]', false) AS kept
+    FROM releases WHERE model_id = :model
+), answering AS (
+    SELECT k.* FROM known k JOIN active_releases a ON a.release_id = k.id WHERE a.model_id = :model
+    UNION ALL
+    SELECT k.* FROM known k JOIN answering a ON a.parent = k.id WHERE a.kept
+)
+SELECT id FROM known
+WHERE state = 'RETIRED' AND kept IS NOT TRUE AND created_at > (SELECT min(created_at) FROM answering)
+ORDER BY created_at DESC, id DESC LIMIT 1
+""")
 
 
 class ReleaseState(StrEnum):
@@ -76,7 +95,8 @@ class ReleaseRegistry:
     def register(self, manifest: ReleaseManifest, directory: Path) -> ReleaseRecord:
         """Record a built release (state BUILT). Registering the same manifest again changes nothing.
 
-        ReleaseNotEligible when another release has this id.
+        ReleaseNotEligible when another release has this id. Receipts of withdrawals that were closed while it was
+        built, and whose items it holds, are opened again: the next purge removes it, or waits for its successor.
         """
         row = {
             "id": manifest.release_id, "model_id": manifest.model_id, "state": ReleaseState.BUILT.value,
@@ -84,7 +104,13 @@ class ReleaseRegistry:
             "parent": manifest.parent, "created_at": manifest.created_at,
         }  # fmt: skip
         with transaction(self._engine) as connection:
+            lock_receipts(connection, manifest.corpus_id)
             connection.execute(pg_insert(_releases).values(row).on_conflict_do_nothing(index_elements=["id"]))
+            purged = purged_items(connection, manifest.corpus_id)
+            if purged and (held := purged & _items_in(directory)):
+                reopened = reopen_receipts(connection, manifest.corpus_id, sorted(held))
+                log.warning("release_holds_purged_items", release_id=manifest.release_id, items=len(held),
+                            receipts=reopened)  # fmt: skip
             record = _record(connection, manifest.release_id)
         if record.manifest.digest != manifest.digest:
             raise ReleaseNotEligible(
@@ -156,6 +182,13 @@ class ReleaseRegistry:
         with transaction(self._engine) as connection:
             return _current(connection, model_id)
 
+    def rolled_back_from(self, model_id: str) -> str | None:
+        """The newest release that an operator went back from, None unless one did: the head that answers is older than
+        one that answered before it. A newer head lifts it, be it a refresh that was asked for or an activation."""
+        with transaction(self._engine) as connection:
+            found: str | None = connection.execute(_ROLLED_BACK_FROM, {"model": model_id}).scalar_one_or_none()
+        return found
+
     def get(self, release_id: str) -> ReleaseRecord:
         """One release. ReleaseNotFound."""
         with transaction(self._engine) as connection:
@@ -188,6 +221,13 @@ class ReleaseRegistry:
                 values["reason"] = reason
             connection.execute(update(_releases).where(_releases.c.id == release_id).values(values))
             return _record(connection, release_id)
+
+
+def _items_in(directory: Path) -> frozenset[int]:
+    from byline.releases.catalogue import catalogue_ids
+
+    path = directory / CATALOGUE
+    return frozenset(catalogue_ids(path).tolist()) if path.is_file() else frozenset()
 
 
 def _lock(connection: Connection, model_id: str) -> datetime:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from byline.drift.windows import mean_of
-from byline.simulation.settings import RANDOM, YearSettings
+from byline.simulation.settings import ACTIVE, RANDOM, YearSettings
 
 Row = Mapping[str, Any]
 #: Weeks a level is averaged over, and must hold for.
@@ -54,6 +54,30 @@ def summarise(arms: Mapping[str, Sequence[Row]], settings: YearSettings) -> dict
         others = [arm for arm in arms if arm != RANDOM]
         compared = {arm: _against(arms[arm], arms[RANDOM], settings) for arm in others}
     return {"arms": found, "against_random": compared}
+
+
+def timeline(subjects: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Week by week: labels of all kinds, mAP and overlap, means over the seeds of every head and arm."""
+    rows: list[dict[str, Any]] = []
+    for head, subject in subjects.items():
+        for arm, years in subject["years"].items():
+            means = {name: series(years, name).mean(0) for name in ("labels", "map", "overlap")}
+            rows += [{"head": head, "arm": arm, "week": int(week["week"]), "seeds": len(years)}
+                     | {name: float(values[at]) for name, values in means.items()}
+                     for at, week in enumerate(years[0]["weeks"])]  # fmt: skip
+    return rows
+
+
+def labels_to_target(subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Labels to reach random's mAP of the year's end, on the mean curves of the first head that has both arms; None
+    for an arm that does not reach it."""
+    for head, subject in subjects.items():
+        compared = subject["summary"]["against_random"].get(ACTIVE)
+        if compared is not None:
+            end = compared["levels"]["end"]
+            curve = end["on_mean_curve"]
+            return {"active": curve["own"], "random": curve["random"], "head": head, "map": end["level"]["mean"]}
+    return {"active": None, "random": None}
 
 
 def _spans(settings: YearSettings) -> dict[str, slice]:

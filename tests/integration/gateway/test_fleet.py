@@ -59,6 +59,9 @@ def test_the_fleet_shows_who_serves_what_and_who_could_not_load(
         ("w1", "r1", "", "", False), ("w2", "r1", "r2", "", False), ("w3", "r1", "", "RELEASE_CORRUPT", False),
     ]  # fmt: skip
     assert all(worker.since is not None and worker.last_seen is not None for worker in fleet.workers)
+    assert fleet.rolled_back_from == ""
+    served.registry.rollback(MODEL)
+    assert client.fleet(MODEL).rolled_back_from == "r2"
     with pytest.raises(ModelNotFound):
         client.fleet("no-such-model")
 

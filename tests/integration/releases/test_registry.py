@@ -13,7 +13,14 @@ from sqlalchemy import Engine, text
 from byline.db.listen import RELEASES, Listener
 from byline.db.session import make_engine
 from byline.errors import ReleaseChanged, ReleaseNotEligible, ReleaseNotFound
-from byline.releases.manifest import REQUIRED_FILES, FileEntry, LabelSet, ReleaseManifest
+from byline.releases.manifest import (
+    REQUIRED_FILES,
+    FileEntry,
+    LabelSet,
+    RefreshSection,
+    RefreshTrigger,
+    ReleaseManifest,
+)
 from byline.releases.registry import ReleaseRegistry, ReleaseState
 
 CREATED = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -151,3 +158,39 @@ def test_an_activation_is_announced_and_audited(registry: ReleaseRegistry, engin
         event = connection.execute(text("SELECT principal, action, resource, detail FROM audit_events")).one()
     assert event[:3] == ("night shift", "ActivateRelease", "releases/r1")
     assert event[3]["state"] == "BUILT"
+
+
+def _of_refresh(release_id: str, parent: str, minutes: int, start: str, trigger: str) -> ReleaseManifest:
+    made = RefreshSection(triggers=(RefreshTrigger(trigger=trigger, detail="x"),), snapshot_at=CREATED, start=start,
+                          held_out_split="test", held_out_queries=9, held_out_digest="d")  # fmt: skip
+    return manifest(release_id, minutes=minutes).model_copy(update={"refresh": made, "parent": parent})
+
+
+def test_a_rollback_is_remembered_until_a_newer_head_is_activated(registry: ReleaseRegistry) -> None:
+    assert registry.rolled_back_from("m") is None
+    for release_id in ("r1", "r2"):
+        registry.activate("m", release_id)
+        assert registry.rolled_back_from("m") is None
+    registry.rollback("m")
+    assert registry.rolled_back_from("m") == "r2" and registry.rolled_back_from("another") is None
+    registry.rollback("m")
+    assert registry.rolled_back_from("m") is None
+    registry.rollback("m")
+    registry.activate("m", "r3")
+    assert registry.rolled_back_from("m") is None
+    registry.activate("m", "r1")
+    assert registry.rolled_back_from("m") == "r3"
+
+
+def test_a_release_of_the_same_head_for_a_changed_corpus_does_not_end_the_hold(registry: ReleaseRegistry) -> None:
+    registry.activate("m", "r1")
+    registry.activate("m", "r2")
+    registry.rollback("m")
+    for number, (parent, start, trigger) in enumerate((("r1", "kept", "corpus"), ("k4", "kept", "corpus"))):
+        registry.register(_of_refresh(f"k{4 + number}", parent, 4 + number, start, trigger), Path("/releases/k"))
+        registry.activate("m", f"k{4 + number}")
+        assert registry.rolled_back_from("m") == "r2"
+    # Asked for by an operator, even the same head is his decision.
+    registry.register(_of_refresh("k6", "k5", 6, "kept", "operator"), Path("/releases/k6"))
+    registry.activate("m", "k6")
+    assert registry.rolled_back_from("m") is None

@@ -12,21 +12,31 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from byline.catalog.blobs import BlobStore
+from byline.catalog.store import CatalogStore
 from byline.failpoints import NAMES
+from byline.releases.absence import check_absence
 from byline.releases.garbage import GarbageCollector, KeepRule
 from byline.releases.garbage_files import BUILDING, REMOVING
 from byline.releases.loader import load_release
 from byline.releases.manifest import ReleaseManifest
+from byline.releases.purge import Places
 from byline.releases.registry import ReleaseRegistry, ReleaseState
+from byline.teachers.natural_gradient import UnlearningSettings
+from byline.teachers.packed_directions import PackedDirections
+from byline.teachers.sketch_basis import Coordinates, SketchBasis
+from byline.teachers.sketch_set import SketchSet
 
-from .test_refresh import World, _add, engine, world  # noqa: F401 - fixtures
+from .test_refresh import ITEMS, World, _add, engine, world  # noqa: F401 - fixtures
 
 #: A trainer in each of its steps, then the next one: ``POINT NUMBER`` a line; answers ``STATUS``.
 PROGRAM = """
 import importlib.util, os, sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -36,8 +46,10 @@ spec = importlib.util.spec_from_file_location("toy_world", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 sys.modules["toy_world"] = toy
 spec.loader.exec_module(toy)
+from byline.catalog.blobs import BlobStore
 from byline.db.session import make_engine
 from byline.releases.garbage import KeepRule
+from byline.releases.purge import Places, purge
 from services.trainer.observe import Observer
 from services.trainer.schedule import RefreshRule
 from services.trainer.work import TrainerWork
@@ -54,11 +66,11 @@ def train(number):
     engine = make_engine(url, 3)
     observer = Observer(engine, "toy", "abu_plus_linear")
     rule = RefreshRule(1, timedelta(hours=1), timedelta(0))
-    lenient = toy.GateLimits(map_floor=0.0, tolerance=1.0, confidence=0.95)
-    refresher = toy._refresher(engine, world, folder, epochs=2, limits=lenient)
+    refresher = toy._refresher(engine, world, folder, epochs=2, limits=toy.LENIENT)
+    places = Places(folder / "releases", folder / "cache", BlobStore(folder / "blobs"))
     work = TrainerWork(engine, "toy", folder / "releases", observer, rule, lambda: refresher,
-                       KeepRule(0, timedelta(0)))
-    outcome = work.run(datetime.now(UTC))
+                       KeepRule(0, timedelta(0)), purge=lambda: purge(engine, places, "toy"))
+    outcome = work.run(observer.now())
     return 0 if outcome is None or outcome.activated else 3
 
 
@@ -83,6 +95,7 @@ STEPS = (
     ("trainer.after_activate",),
 )  # fmt: skip
 COLLECTING = sorted(name for name in NAMES if name.startswith("releases.gc_"))
+PURGING = (*sorted(name for name in NAMES if name.startswith("corpus.purge_")), "releases.gc_after_hide")
 
 
 class Trainers:
@@ -198,3 +211,42 @@ def test_a_collection_killed_at_any_step_is_finished_by_the_next_and_never_touch
     assert {r.release_id for r in registry.list("toy") if r.collected_at is None} == kept
 
 
+def fitted_set(place: Path) -> None:
+    """A sketch set of all items, as ``byline sketches fit`` makes one."""
+    directions = PackedDirections.pack([torch.randn(8, 4, generator=torch.Generator().manual_seed(0))], 16)
+    settings = UnlearningSettings(corpus_size=ITEMS, query_draws=8, item_draws=8)
+    basis = SketchBasis(Coordinates({"layer": torch.arange(8)}), directions, "rev1", "all", "curvature", settings)
+    SketchSet(basis, np.arange(ITEMS), np.ones((ITEMS, 4), np.float32), {}, "sketch/1").save(place)
+
+
+@pytest.mark.timeout(300)
+def test_a_purge_killed_at_any_step_is_finished_by_the_next_trainer_which_alone_closes_the_receipt(
+    engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
+):
+    _add(engine, world, "train", range(10))
+    _add(engine, world, "validation", range(12))
+    catalog, root, teachers = CatalogStore(engine), tmp_path / "releases", tmp_path / "cache" / "teachers-rev1"
+    places = Places(root, tmp_path / "cache", BlobStore(tmp_path / "blobs"))
+    fitted_set(teachers / "sketches-all")
+    trainers, gone = Trainers(database_url, tmp_path, 10), set()
+    try:
+        assert trainers.run() == 0
+        for item_id, point in enumerate(PURGING):
+            (receipt_id,) = catalog.withdraw([item_id]).receipts
+            gone.add(item_id)
+            # The corpus changed: a release without the item, and then the purge.
+            assert trainers.run(point) == -signal.SIGKILL, point
+            whole(engine, root)
+            assert catalog.receipt(receipt_id).purged_at is None, point
+            assert trainers.run() == 0, point
+            whole(engine, root)
+            receipt = catalog.receipt(receipt_id)
+            assert receipt.purged_at is not None, point
+            found = check_absence(engine, places, receipt)
+            assert found.absent, (point, found.to_json())
+            held = SketchSet.load(teachers / "sketches-all", "rev1").item_ids.tolist()
+            assert held == [other for other in range(ITEMS) if other not in gone], point
+            assert [path.name for path in teachers.iterdir()] == ["sketches-all"], point
+            assert list(root.glob(".*")) == [], point
+    finally:
+        trainers.close()

@@ -12,30 +12,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import text
 
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore, ModelRecord
 from byline.db.session import make_engine, transaction
-from byline.errors import LabelsNotUsable, ReleaseCorrupt, TeacherNotUsable
+from byline.errors import CorpusNotUsable, LabelsNotUsable, ReleaseCorrupt, TeacherNotUsable
 from byline.ranker.head import load_head
 from byline.rankings.labelled import count_rankings
 from byline.rankings.store import LabelledQuery, RankingStore
+from byline.releases.garbage import KeepRule
 from byline.releases.loader import load_release
 from byline.releases.manifest import HEAD, ReleaseManifest
 from byline.releases.registry import ReleaseRegistry, ReleaseState
+from byline.releases.requests import RefreshRequests
 from byline.releases.sketches import SketchParts, section_of
 from byline.security.errors import SignatureInvalid
 from byline.security.signing import Keyring, sign_manifest
 from services.trainer import refresh
 from services.trainer.candidates import Start
 from services.trainer.gate import GateLimits
+from services.trainer.leftovers import settle_leftovers
 from services.trainer.observe import Observer, last_refresh
 from services.trainer.refresh import Refresher, RefreshSettings
-from services.trainer.schedule import Due, LastRefresh, Observed, Trigger
+from services.trainer.schedule import Due, LastRefresh, Observed, RefreshRule, Trigger
+from services.trainer.work import TrainerWork
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS, LATENT = 160, 8
 LIMITS = GateLimits(map_floor=0.05, tolerance=0.02, confidence=0.95)
+#: Lets every head of the right sign pass.
+LENIENT = GateLimits(map_floor=0.0, tolerance=1.0, confidence=0.95, slice_tolerance=1.0)
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,25 @@ class ArithmeticFeatures:
         self.spec = "efficientnet_lite0"
         self.preprocessing_hash = "0" * 16
         self.blocks = (("efficientnet_lite0", 32),)
+        self.lost: set[int] = set()
+        self.lost_prompts: set[str] = set()
+        self.lost_pictures: set[str] = set()
+
+    def lost_items(self, items: Sequence[Item], progress) -> dict[int, str]:
+        return {item.item_id: "BLOB_NOT_FOUND" for item in items if item.item_id in self.lost}
+
+    def lost_queries(self, rankings: Sequence[LabelledQuery], progress) -> dict[int, str]:
+        return {place: "BLOB_NOT_FOUND" for place, one in enumerate(rankings) if one.prompt in self.lost_prompts}
+
+    def lost_images(self, rankings: Sequence[LabelledQuery]) -> dict[int, str]:
+        return {place: "BLOB_NOT_FOUND" for place, one in enumerate(rankings) if one.prompt in self.lost_pictures}
 
     def of_items(self, items: Sequence[Item], progress) -> np.ndarray:
+        assert not self.lost & {item.item_id for item in items}
         return self.world.features(self.world.items[[item.item_id for item in items]])
 
     def of_queries(self, rankings: Sequence[LabelledQuery], progress) -> np.ndarray:
+        assert not self.lost_prompts & {ranking.prompt for ranking in rankings}
         return self.world.features(np.stack([self.world.queries[ranking.prompt] for ranking in rankings]))
 
 
@@ -124,11 +145,13 @@ def _add(engine, world: World, split: str, numbers: range, **changes) -> None:
             store.add_ranking(connection, query, replace(world.labels(prompt), **changes))
 
 
-def _refresher(engine, world: World, tmp_path: Path, sketches=None, **changes) -> Refresher:
+def _refresher(
+    engine, world: World, tmp_path: Path, sketches=None, features=None, kind=Refresher, **changes
+) -> Refresher:
     settings = {"model_id": "toy", "teacher_family": "abu_plus_linear", "cutoff": 15, "limits": LIMITS, "epochs": 60,
                 "hidden": (48,), "out_dim": 32, **changes}
-    return Refresher(
-        engine, tmp_path / "releases", ArithmeticFeatures(world), RefreshSettings(**settings), sketches
+    return kind(
+        engine, tmp_path / "releases", features or ArithmeticFeatures(world), RefreshSettings(**settings), sketches
     )
 
 
@@ -222,9 +245,102 @@ def test_more_rankings_lead_to_a_second_release_from_whichever_start_validates_b
     assert made is not None and set(made.validation_map) == {"warm", "fresh"}
     assert made.start == second.start == max(made.validation_map, key=lambda start: made.validation_map[start])
     assert [(one.trigger, one.detail) for one in made.triggers] == [("rankings", "8 new rankings")]
-    active = ReleaseRegistry(engine).active("toy")
+    registry = ReleaseRegistry(engine)
+    active = registry.active("toy")
     assert active is not None
     assert (active.release_id, active.previous_release_id) == (second.release_id, first.release_id)
+    # Nobody made these items, so all twelve queries are of one creator; thirds of them are too few to judge.
+    judged = registry.get(second.release_id).manifest.metrics["gate"]["slices"]
+    assert [(one["queries"], one["not_judged"]) for one in judged if one["cut"].startswith("creator")] == [(12, None)]
+    assert {one["not_judged"] for one in judged if one["cut"].startswith("distance")} == {"fewer than 8 queries"}
+    assert registry.get(first.release_id).manifest.metrics["gate"]["slices"] == []
+
+
+class Picky(Refresher):
+    """Its gate refuses every head but the active one (``keeps``), or every head."""
+
+    keeps = True
+
+    def _judge(self, labels, fitted, previous, calibration, cuts, seed):
+        report, decision = super()._judge(labels, fitted, previous, calibration, cuts, seed)
+        if self.keeps and previous is not None and fitted.head is previous.head:
+            return report, decision
+        return report, replace(decision, passed=False, reasons=("REGRESSION: made up",))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_refused_winner_is_followed_by_the_next_best_and_the_manifest_has_every_verdict(
+    engine, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+):
+    _add(engine, world, "train", range(6))
+    _add(engine, world, "validation", range(12))
+    _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
+    _add(engine, world, "train", range(6, 40))
+    CatalogStore(engine).withdraw([7])
+    monkeypatch.setattr(Picky, "keeps", keeps)
+    picky = _refresher(engine, world, tmp_path, kind=Picky)
+    due = [Due(Trigger.CORPUS, "1 withdrawn"), Due(Trigger.RANKINGS, "34 new rankings")]
+    outcome = picky.run_once(now=NOW + timedelta(minutes=5), seed=0, due=due)
+    record = ReleaseRegistry(engine).get(outcome.release_id)
+    made = record.manifest.refresh
+    assert made is not None and set(made.validation_map) == {"kept", "warm", "fresh"}
+    order = sorted(made.validation_map, key=lambda start: -made.validation_map[start])
+    assert order[0] != "kept"  # else nothing followed
+    verdicts = record.manifest.metrics["gate"]["verdicts"]
+    seen = order[: order.index("kept") + 1] if keeps else order
+    assert [one["start"] for one in verdicts] == seen
+    assert [one["passed"] for one in verdicts] == [keeps and start == "kept" for start in seen]
+    assert all(one["reasons"] == ["REGRESSION: made up"] for one in verdicts if not one["passed"])
+    assert (outcome.activated, outcome.start) == (keeps, Start.KEPT if keeps else Start(order[0]))
+    assert record.state is (ReleaseState.ACTIVE if keeps else ReleaseState.REJECTED)
+
+
+def test_lost_images_are_left_out_named_in_the_manifest_and_no_reason_to_refresh_again(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    features = ArithmeticFeatures(world)
+    features.lost, features.lost_prompts = {3, 9}, {"train 4"}
+    features.lost_pictures = {"validation 2", "train 5"}  # their features are kept, which is enough to learn from
+    outcome = _refresher(engine, world, tmp_path, features=features).run_once(now=NOW, seed=0)
+    record = ReleaseRegistry(engine).get(outcome.release_id)
+    assert outcome.activated and record.manifest.items == ITEMS - 2 and outcome.report.queries == 11
+    left_out = record.manifest.metrics["left_out"]
+    assert set(left_out["items"]) == {"3", "9"} and left_out["count"] == {"items": 2, "queries": 2}
+    release = load_release(record.directory, expected=record.manifest)
+    assert not {3, 9} & set(release.catalogue)
+    observer = Observer(engine, "toy", "abu_plus_linear")
+    assert observer.look() == Observed(32) and record.manifest.labels.queries == 32
+
+
+@pytest.mark.parametrize(("lost", "error"), [("items", CorpusNotUsable), ("queries", LabelsNotUsable)])
+def test_a_refresh_is_refused_where_many_images_are_lost(engine, world, tmp_path: Path, lost: str, error):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    features = ArithmeticFeatures(world)
+    if lost == "items":
+        features.lost = set(range(4))
+    else:
+        features.lost_prompts = {f"train {number}" for number in range(4)}
+    with pytest.raises(error, match="4 of .* are lost or broken"):
+        _refresher(engine, world, tmp_path, features=features).run_once(now=NOW, seed=0)
+    assert ReleaseRegistry(engine).list("toy") == []
+
+
+def test_a_candidate_that_passed_and_whose_files_are_gone_does_not_hold_up_the_next_trainer(
+    engine, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    registry, refresher = ReleaseRegistry(engine), _refresher(engine, world, tmp_path)
+    with monkeypatch.context() as patch:  # a trainer that ended before it activated what had passed
+        patch.setattr(Refresher, "_publish", lambda self, release_id, *_: registry.validate(release_id) is None)
+        made = refresher.run_once(now=NOW, seed=0)
+    with transaction(engine) as connection:
+        connection.execute(text("UPDATE releases SET collected_at = now()"))
+    assert settle_leftovers(registry, tmp_path / "releases", "toy") == (made.release_id,)
+    record = registry.get(made.release_id)
+    assert record.state is ReleaseState.REJECTED and "were removed on" in (record.reason or "")
+    assert settle_leftovers(registry, tmp_path / "releases", "toy") == () and last_refresh(registry, "toy") is None
 
 
 def test_a_candidate_below_the_floor_is_recorded_as_rejected_and_changes_nothing(engine, world, tmp_path: Path):
@@ -283,7 +399,16 @@ def test_enough_test_queries_judge_instead_of_the_validation_ones(engine, world,
     outcome = _refresher(engine, world, tmp_path).run_once(now=NOW, seed=0)
     assert outcome.report.queries == 11
     record = ReleaseRegistry(engine).get(outcome.release_id)
-    assert record.metrics["labels"]["held_out_split"] == "test"
+    assert record.metrics["labels"]["held_out_split"] == "test" and record.metrics["gate"]["fallback"] is None
+
+
+def test_where_validation_queries_judge_the_manifest_says_so_and_why(engine, world, tmp_path: Path):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    _add(engine, world, "test", range(3))
+    record = ReleaseRegistry(engine).get(_refresher(engine, world, tmp_path).run_once(now=NOW, seed=0).release_id)
+    assert record.manifest.refresh is not None and record.manifest.refresh.held_out_split == "validation"
+    assert record.manifest.metrics["gate"]["fallback"].startswith("3 test queries are ranked, 10 are needed")
 
 
 def test_without_validation_rankings_a_refresh_says_so(engine, world, tmp_path: Path):
@@ -343,3 +468,33 @@ def test_without_sketches_a_head_is_published_all_the_same_and_the_release_says_
     record = ReleaseRegistry(engine).get(outcome.release_id)
     assert outcome.activated and record.manifest.sketches is None
     assert record.metrics["sketches"]["left_out"].startswith(says)
+
+
+def test_after_a_rollback_a_changed_corpus_is_published_with_the_head_that_answers_and_a_new_one_only_when_asked_for(
+    engine, world, tmp_path: Path
+):
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    registry, observer = ReleaseRegistry(engine), Observer(engine, "toy", "abu_plus_linear")
+    refresher = _refresher(engine, world, tmp_path, epochs=2, limits=LENIENT)
+    work = TrainerWork(engine, "toy", tmp_path / "releases", observer, RefreshRule(8, timedelta(hours=1), timedelta(0)),
+                       lambda: refresher, KeepRule())  # fmt: skip
+    for number in range(2):
+        assert work.run(observer.now(), [Due(Trigger.RANKINGS, "x")]) is not None, number
+    older, newer = (one.release_id for one in registry.list("toy")[::-1])
+    assert observer.look().rolled_back_from is None
+    registry.rollback("toy", reason="cats look wrong", principal="ann")
+    assert observer.look().rolled_back_from == newer
+    _add(engine, world, "train", range(20, 40))
+    assert work.run(observer.now()) is None
+    CatalogStore(engine).withdraw([7])
+    kept = work.run(observer.now())
+    assert kept is not None and kept.activated and kept.start is Start.KEPT
+    assert [one.trigger for one in kept.due] == [Trigger.CORPUS] and observer.look().rolled_back_from == newer
+    heads = [load_head(registry.get(name).directory / HEAD).state_dict() for name in (older, kept.release_id)]
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+    assert work.run(observer.now()) is None
+    RefreshRequests(engine).ask("toy", uuid.UUID(int=1), "ann", "try again")
+    asked = work.run(observer.now())
+    assert asked is not None and asked.activated and asked.start is not Start.KEPT
+    assert observer.look().rolled_back_from is None

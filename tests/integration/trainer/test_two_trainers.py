@@ -14,12 +14,13 @@ from byline.errors import LabelsNotUsable
 from byline.releases.garbage import KeepRule
 from byline.releases.registry import ReleaseRegistry, ReleaseState
 from byline.releases.requests import RefreshRequests
+from services.trainer.gate import GateLimits
 from services.trainer.observe import Observer
 from services.trainer.schedule import DriftAlarm, RefreshRule
 from services.trainer.turn import my_turn
 from services.trainer.work import TrainerWork
 
-from .test_refresh import NOW, World, _add, _refresher, engine, world  # noqa: F401 - fixtures
+from .test_refresh import LENIENT, NOW, World, _add, _refresher, engine, world  # noqa: F401 - fixtures
 
 
 class NoAlarm:
@@ -37,8 +38,8 @@ class NoAlarm:
         self.closed_by.append(release_id)
 
 
-def work_on(engine, world: World, tmp_path: Path, alarms: NoAlarm | None = None) -> TrainerWork:  # noqa: F811
-    refresher = _refresher(engine, world, tmp_path, epochs=2)
+def work_on(engine, world: World, tmp_path: Path, alarms: NoAlarm | None = None, **changes) -> TrainerWork:  # noqa: F811
+    refresher = _refresher(engine, world, tmp_path, epochs=2, **changes)
     observer = Observer(engine, "toy", "abu_plus_linear", alarms)
     rule = RefreshRule(8, timedelta(hours=1), timedelta(0))
     return TrainerWork(engine, "toy", tmp_path / "releases", observer, rule, lambda: refresher, KeepRule(), 0, alarms)
@@ -121,10 +122,21 @@ def test_a_drift_alarm_leads_to_a_release_that_closes_it(engine, world: World, t
     _add(engine, world, "train", range(20))
     _add(engine, world, "validation", range(12))
     alarms = NoAlarm()
-    work = work_on(engine, world, tmp_path, alarms)
+    work = work_on(engine, world, tmp_path, alarms, limits=LENIENT)
     assert work.run(NOW) is not None and work.run(NOW) is None
     alarms.alarm = DriftAlarm(NOW + timedelta(minutes=1), "overlap fell to 0.3")
     outcome = work.run(NOW + timedelta(minutes=2))
     assert outcome is not None and [one.trigger for one in outcome.due] == ["drift"]
-    assert (alarms.alarm is None) == outcome.activated
-    assert alarms.closed_by == ([outcome.release_id] if outcome.activated else [])
+    assert outcome.activated
+    assert alarms.alarm is None and alarms.closed_by == [outcome.release_id]
+
+
+def test_a_drift_alarm_that_led_to_a_refused_candidate_stays_open(engine, world: World, tmp_path: Path):  # noqa: F811
+    _add(engine, world, "train", range(20))
+    _add(engine, world, "validation", range(12))
+    alarms = NoAlarm()
+    work = work_on(engine, world, tmp_path, alarms, limits=GateLimits(map_floor=0.999, tolerance=1.0, confidence=0.95))
+    alarms.alarm = alarm = DriftAlarm(NOW, "overlap fell to 0.3")
+    outcome = work.run(NOW + timedelta(minutes=2))
+    assert outcome is not None and not outcome.activated and "drift" in [one.trigger for one in outcome.due]
+    assert alarms.alarm is alarm and alarms.closed_by == []

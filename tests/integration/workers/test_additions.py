@@ -134,13 +134,20 @@ def test_a_copy_joins_the_group_and_takes_no_second_place(world: World, addition
     inserted = world.bench.catalog.add_items("tiny", copies, looks)
     assert inserted.groups[201] == inserted.groups[202]
     additions.catch_up_all()
-    together = _asks_for(world, original, top_k=3)
-    groups = [one["near_duplicate_group"] for one in together["influences"]]
-    assert len(set(groups)) == 3
-    ranks = {one["near_duplicate_group"]: one["rank"] for one in together["influences"]}
-    assert sorted(ranks.values()) == [1, 2, 3]
-    apart = _asks_for(world, original, top_k=3, payload={"copies": "apart"})
-    assert [one["rank"] for one in apart["influences"]] == [1, 2, 3]
+    together = _asks_for(world, original, top_k=7)["influences"]  # six items, and the copies as one
+    ranks = {int(one["item_id"]): one["rank"] for one in together}
+    assert len(together) == 8 and ranks[201] == ranks[202]
+    assert sorted(set(ranks.values())) == list(range(1, 8))
+    # With places for the groups that come before the second copy it is there, and takes none of them.
+    listed = [int(one["item_id"]) for one in together]
+    second = max(listed.index(201), listed.index(202))
+    groups = len({ranks[item_id] for item_id in listed[: second + 1]})
+    few = [int(one["item_id"]) for one in _asks_for(world, original, top_k=groups)["influences"]]
+    assert few == listed[: len(few)] and {201, 202} <= set(few)
+    assert len({ranks[item_id] for item_id in few}) == groups < len(few)
+    apart = _asks_for(world, original, top_k=8, payload={"copies": "apart"})["influences"]
+    assert [one["rank"] for one in apart] == list(range(1, 9))
+    assert {int(one["item_id"]) for one in apart} == set(ranks)
 
 
 def test_an_item_withdrawn_while_the_others_are_encoded_is_not_waited_for(world: World, additions: Additions):
@@ -172,3 +179,14 @@ def test_a_release_that_cannot_be_opened_is_not_tried_again_at_once(world: World
     for now[0] in (0.0, 2.0, 29.0, 31.0):
         assert additions.catch_up_all() == 0
     assert tried == ["r1", "r1"]
+
+
+def test_only_the_releases_used_last_are_kept_open(world: World, additions: Additions):
+    head = load_head(world.root / "releases" / "r1" / HEAD)
+    for name in ("r2", "r3", "r4"):
+        world.publish(name, head=head)
+        additions.catch_up(name)
+        assert len(additions._targets) <= 2
+    additions.catch_up("r3")
+    additions.catch_up("r1")
+    assert list(additions._targets) == ["r3", "r1"]

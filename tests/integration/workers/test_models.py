@@ -116,6 +116,9 @@ def test_one_worker_answers_for_two_models_and_never_mixes_them(
         assert [answer["release_id"] for answer in found] == ["right1", *["left1", "right1"] * 3]
         for answer, side in zip(found[1:], [left, right] * 3, strict=True):
             assert named(answer) <= {item.item_id for item in side.items} and len(answer["influences"]) == 3
+        # Each model's deltas are kept apart: however many models there are, none reads its own again because of others.
+        known = {name: set(one.deltas._known) for name, one in child._models._models.items()}
+        assert known == {"left": {"left1"}, "right": {"right1"}, "tiny": set()}
         # A withdrawal and a swap of one model leave the other as it was.
         bench.catalog.withdraw([201])
         right.publish("right2", extractor, seed=2)

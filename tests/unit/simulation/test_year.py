@@ -22,7 +22,7 @@ from byline.simulation.heads import HeadMaker, Label
 from byline.simulation.life import Year
 from byline.simulation.settings import ACTIVE, RANDOM, SIZES, Subject
 from byline.simulation.shelf import Shelf
-from byline.simulation.summary import labels_to_reach, summarise
+from byline.simulation.summary import labels_to_reach, labels_to_target, summarise, timeline
 from byline.simulation.world import GATE, LIVE, POOL, VALIDATION, Corpus, World
 from byline.teachers.ranking import TeacherItem, TeacherQuery
 from studies.refresh import pieces
@@ -177,3 +177,17 @@ def test_labels_to_reach_a_level_counts_the_first_week_from_which_it_holds() -> 
     quality = np.asarray([0.1, 0.9, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5])
     assert labels_to_reach(rows, quality, 0.5, 0, 8) == 14
     assert labels_to_reach(rows, quality, 0.6, 2, 8) is None
+
+
+def test_the_result_file_has_the_weeks_of_every_arm_and_the_labels_to_reach_randoms_level(lived: dict[str, dict]):
+    years = {arm: [{k: v for k, v in found.items() if k != "root"}] for arm, found in lived.items()}
+    subjects = {"minilm": {"years": years, "summary": summarise(years, SETTINGS)}}
+    rows = timeline(subjects)
+    assert [(row["arm"], row["week"]) for row in rows] == [(arm, week) for arm in (ACTIVE, RANDOM)
+                                                           for week in range(SETTINGS.weeks)]  # fmt: skip
+    assert rows[0]["map"] == years[ACTIVE][0]["weeks"][0]["map"]
+    target = labels_to_target(subjects)
+    curve = subjects["minilm"]["summary"]["against_random"][ACTIVE]["levels"]["end"]["on_mean_curve"]
+    assert (target["active"], target["random"], target["head"]) == (curve["own"], curve["random"], "minilm")
+    assert target["random"] is not None
+    json.dumps([rows, target])

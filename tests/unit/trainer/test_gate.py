@@ -99,3 +99,26 @@ def test_a_release_that_surely_attributes_too_many_null_queries_is_refused():
 def test_what_could_not_be_measured_is_no_reason_and_no_figure():
     decision = judge(_evidence(ACTIVE), LIMITS, seed=0)
     assert decision.passed and not {"calibration_error", "false_attribution"} & decision.metrics.keys()
+
+
+def test_a_candidate_that_is_surely_worse_at_one_kind_of_query_is_refused_although_its_mean_rises():
+    kinds = {"prompt": ["cats"] * 10 + ["dogs"] * 30}
+    change = np.where(np.arange(40) < 10, -0.1, 0.1) + RNG.normal(size=40) * 0.01
+    refused = judge(_evidence(ACTIVE + change, slices=kinds), LIMITS, seed=0)
+    assert [reason.partition(":")[0] for reason in refused.reasons] == ["SLICE_REGRESSION"]
+    assert "10 queries of prompt = cats" in refused.reasons[0]
+    assert (refused.metrics["slices_judged"], refused.metrics["slices_too_small"]) == (2.0, 0.0)
+    assert judge(_evidence(ACTIVE + change, slices=kinds), replace(LIMITS, slice_tolerance=0.2), seed=0).passed
+    assert [one.name for one in refused.slices] == ["cats", "dogs"]
+
+
+def test_a_kind_of_query_that_may_only_be_worse_refuses_nothing():
+    kinds = {"prompt": ["cats"] * 10 + ["dogs"] * 30}
+    change = np.where(np.arange(40) < 10, RNG.normal(size=40) * 0.2 - 0.04, 0.1)
+    assert judge(_evidence(ACTIVE + change, slices=kinds), LIMITS, seed=0).passed
+
+
+def test_without_an_active_head_or_slices_there_is_nothing_to_compare():
+    kinds = {"prompt": ["cats"] * 40}
+    assert judge(_evidence(ACTIVE, active=None, slices=kinds), LIMITS, seed=0).slices == ()
+    assert "slices_judged" not in judge(_evidence(ACTIVE), LIMITS, seed=0).metrics

@@ -30,13 +30,22 @@ class World:
         self.stop = threading.Event()
         self.asked: tuple[RefreshAsked, ...] = ()
         self.elsewhere = False
+        self.seconds = 0.0
+        self.tidied = 0
+        self.rolled_back_from: str | None = None
         self.loop = TrainerLoop(look=self.looked, last=lambda: self.last, refresh=self.refresh, now=lambda: self.now,
-                                rule=RefreshRule(8, timedelta(hours=1)), stop=self.stop, poll_s=0.001)
+                                rule=RefreshRule(8, timedelta(hours=1)), stop=self.stop, poll_s=0.001, tidy=self.tidy,
+                                clock=lambda: self.seconds)
 
     def looked(self) -> Observed:
         if isinstance(self.error, DatabaseUnavailable | OSError):
             raise self.error
-        return Observed(self.count, asked=self.asked)
+        return Observed(self.count, asked=self.asked, rolled_back_from=self.rolled_back_from)
+
+    def tidy(self) -> None:
+        self.tidied += 1
+        if self.error:
+            raise self.error
 
     def refresh(self, now: datetime, last: LastRefresh | None) -> RefreshOutcome | None:
         if self.elsewhere:
@@ -137,3 +146,22 @@ def test_a_stop_ends_the_loop():
     world.stop.set()
     thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+def test_what_waits_to_be_tidied_up_is_tried_again_now_and_then_while_nothing_is_due():
+    world = World()
+    assert world.loop.step() is OUTCOME and world.tidied == 0
+    for world.seconds in (10.0, 31.0, 40.0, 62.0):
+        assert world.loop.step() is None
+    assert world.tidied == 2
+    world.seconds, world.error = 100.0, RuntimeError("no such folder")
+    assert world.loop.step() is None and world.tidied == 3 and world.loop.pause_s == 0.002
+
+
+def test_a_rollback_holds_the_trainer_until_an_operator_asks():
+    world = World()
+    world.rolled_back_from = "r3"
+    world.count += 100
+    assert world.loop.step() is None and world.refreshes == 0
+    world.asked = (RefreshAsked(uuid.UUID(int=1), "ann", "try again"),)
+    assert world.loop.step() is OUTCOME

@@ -14,6 +14,7 @@ from services.trainer.schedule import (
     RefreshAsked,
     RefreshRule,
     Trigger,
+    keeps_head,
     needs_fit,
     refresh_due,
 )
@@ -92,3 +93,15 @@ def test_only_a_changed_corpus_needs_no_new_head():
     assert not needs_fit([corpus], labels_changed=False)
     assert needs_fit([corpus], labels_changed=True)
     assert needs_fit([corpus, asked], labels_changed=False)
+
+
+def test_after_a_rollback_only_an_operator_brings_a_new_head_and_a_changed_corpus_the_old_one():
+    alarm = DriftAlarm(ago(minutes=1), "overlap fell to 0.3")
+    held = Observed(200, CorpusChange(0, 1, ago(minutes=2)), alarm, rolled_back_from="r3")
+    (corpus,) = refresh_due(held, LONG_AGO, NOW, RULE)
+    assert corpus.trigger is Trigger.CORPUS and keeps_head(held, [corpus])
+    assert triggers(Observed(200, None, alarm, rolled_back_from="r3"), LONG_AGO) == []
+    asked = Observed(200, held.corpus, alarm, (RefreshAsked(uuid.UUID(int=1), "ann", ""),), "r3")
+    due = refresh_due(asked, LONG_AGO, NOW, RULE)
+    assert [one.trigger for one in due] == [Trigger.OPERATOR, Trigger.CORPUS] and not keeps_head(asked, due)
+    assert not keeps_head(Observed(200), due[1:])
