@@ -132,7 +132,8 @@ class Settings(SecuritySettings):
     curation_draws: int = Field(64, ge=1)
     curation_sampling_steps: int = Field(50, ge=1)
     curation_guidance: float = Field(3.0, ge=0)
-    curation_max_rankings: int = Field(100_000, ge=0)
+    #: Rankings of a model from which on curation asks for no more. 0: no limit.
+    curation_max_rankings: int = Field(0, ge=0)
     #: Prompts beside the corpus's captions, one a line.
     curation_prompt_file: Path | None = None
 
