@@ -103,6 +103,8 @@ class RefreshSettings:
     cutoff: int
     limits: GateLimits
     loss: str = "listwise"
+    #: Labels count as far as their standard errors let them be trusted.
+    weighted: bool = False
     epochs: int = 40
     hidden: tuple[int, ...] = (512, 512)
     out_dim: int = 512
@@ -233,7 +235,7 @@ class Refresher:
 
         def build(rankings: Sequence[LabelledQuery], half: int) -> LabelledSet:
             rows = self._features.of_queries(rankings, lambda done, all_: progress("features of queries", done, all_))
-            return labelled_set(rankings, rows, ids, item_rows, half)
+            return labelled_set(rankings, rows, ids, item_rows, half, errors=self._settings.weighted and half == LEARN)
 
         disjoint = all(ranking.tau_halves is not None for ranking in held_out)
         return _Labels(
@@ -270,10 +272,10 @@ class Refresher:
         names, dims = zip(*self._features.blocks, strict=True)
         config = HeadConfig.of_encoders(names, dims, settings.hidden, settings.out_dim, settings.width)
         changed = record is None or record.manifest.labels.digest != labels.splits.digest
+        plan = FitPlan(settings.loss, settings.epochs, settings.cutoff, settings.weighted)
         return fit_candidates(
-            labels.train, labels.validation, config, FitPlan(settings.loss, settings.epochs, settings.cutoff), seed,
-            previous, keep=any(one.trigger is Trigger.CORPUS for one in due),
-            learn=needs_fit(due, changed), progress=progress,
+            labels.train, labels.validation, config, plan, seed, previous,
+            keep=any(one.trigger is Trigger.CORPUS for one in due), learn=needs_fit(due, changed), progress=progress,
         )  # fmt: skip
 
     def _calibrated(self, labels: _Labels, head: Head, items: Sequence[Item], seed: int, progress: Progress

@@ -147,6 +147,8 @@ class Settings(SecuritySettings):
     release_keep: int = Field(3, ge=0)
     release_keep_days: float = Field(7.0, ge=0)
     trainer_loss: str = "listwise"
+    #: Labels count as far as their standard errors let them be trusted (docs/studies.md, *options*).
+    trainer_weighted: bool = False
     trainer_epochs: int = Field(40, ge=1)
     #: Columns of an embedding at most; a head is fitted in full and cut to its best ones.
     trainer_width: int = Field(768, ge=8)
