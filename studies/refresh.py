@@ -34,10 +34,14 @@ LIMITS = gate.GateLimits(map_floor=0.05, tolerance=0.01, confidence=0.95)
 def choose(candidates: FloatArray, labelled: FloatArray, disagreement: npt.NDArray[np.float64] | None,
            groups: npt.NDArray[np.int64], count: int, uniform_share: float, rng: np.random.Generator
            ) -> Sequence[tuple[int, str]]:
-    """Curation's planner."""
+    """Curation's planner. The uniform share is drawn from what waits: nothing is estimated from it here."""
+    names = np.unique(groups)
+    by_chance = rng.choice(names, size=selection.uniform_count(min(count, len(names)), uniform_share, rng),
+                           replace=False)  # fmt: skip
+    drawn = [int(rng.choice(np.flatnonzero(groups == name))) for name in by_chance]
     asked, known = selection.comparable(candidates, labelled)
-    found = selection.select_queries(asked, known, count=count, uniform_share=uniform_share, rng=rng,
-                                     disagreement=disagreement, groups=groups)
+    found = selection.select_queries(asked, known, count=count, drawn=drawn, rng=rng, disagreement=disagreement,
+                                     groups=groups)
     return [(one.index, one.reason) for one in found]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.curation.plan import PlannedQuery
-from services.curation.selection import comparable, select_queries
+from services.curation.selection import comparable, select_queries, uniform_count
 
 FloatArray = NDArray[np.float32]
 #: Labelled queries that a candidate's disagreement is guessed from.
@@ -38,21 +38,26 @@ class Chooser:
     number: Callable[[], int]
     seed: int
 
-    def __call__(self, pool: Sequence[PlannedQuery], count: int, uniform_share: float) -> list[PlannedQuery]:
-        """``count`` of the pool, each with why it was chosen, in the order of the pool."""
-        if not pool:
+    def __call__(
+        self, pool: Sequence[PlannedQuery], by_chance: Sequence[PlannedQuery], count: int, uniform_share: float
+    ) -> list[PlannedQuery]:
+        """``count`` queries, each with why it was chosen: a share of them the first ``by_chance``, the others out of
+        the pool and in its order."""
+        rng = np.random.default_rng([self.seed, self.number()])
+        drawn = by_chance[: uniform_count(count, uniform_share, rng)]
+        possible = [*drawn, *pool]
+        if not possible:
             return []
         labelled = self.labelled()
         candidates, known = comparable(
-            self.features([one.prompt for one in pool]), self._rows(labelled.prompts)
+            self.features([one.prompt for one in possible]), self._rows(labelled.prompts)
         )
         chosen = select_queries(
-            candidates, known, count=count, uniform_share=uniform_share,
-            rng=np.random.default_rng([self.seed, self.number()]),
+            candidates, known, count=count, drawn=range(len(drawn)), rng=rng,
             disagreement=expected_disagreement(candidates, known, labelled),
-            groups=[one.near_duplicate_group for one in pool],
+            groups=[one.near_duplicate_group for one in possible],
         )  # fmt: skip
-        return [replace(pool[one.index], chosen_for=one.reason, chance=one.chance)
+        return [replace(possible[one.index], chosen_for=one.reason)
                 for one in sorted(chosen, key=lambda one: one.index)]
 
     def _rows(self, prompts: Sequence[str]) -> FloatArray:

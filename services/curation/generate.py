@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ from PIL import Image
 from byline.catalog.decode import encode_png
 from byline.catalog.store import CatalogStore
 from byline.diffusion.model import DiffusionModel
+from byline.features.encoder import Encoder
 from byline.features.extractor import FeatureExtractor
 from byline.features.registry import GRADIENT, load_encoder
-from byline.features.spec import SEPARATOR
-from byline.rankings.features import LabelFeatures
+from byline.features.spec import SEPARATOR, FeatureSpec
+from byline.features.store import FeatureStore
+from byline.rankings.features import LabelFeatures, query_key
 from byline.teachers.ranking import ignore_progress
 from services.curation.head import Heads
 from services.curation.plan import PlannedQuery
@@ -26,6 +29,8 @@ from services.curation.shortlist import Shortlist, choose_shortlist
 
 #: Encoders of prompts alone; the first is the one whose weights are always installed.
 TEXT_ENCODERS = ("minilm", "clip_text")
+#: Prompts encoded between two writes: what a killed service loses.
+_AT_ONCE = 512
 
 
 class Generator:
@@ -42,14 +47,23 @@ class Generator:
         return encode_png(picture)
 
 
-class PromptRows:
-    """Unit feature rows of prompts by the text encoder of a spec, or the built-in one; remembered by prompt."""
+def text_encoder(spec: str, device: str) -> Encoder:
+    """The text encoder of a feature spec, or the built-in one."""
+    named = [name for name in spec.split(SEPARATOR) if name in TEXT_ENCODERS]
+    return load_encoder((named or [TEXT_ENCODERS[0]])[0], device=device)
 
-    def __init__(self, spec: str, device: str, *, kept: int = 50_000) -> None:
-        named = [name for name in spec.split(SEPARATOR) if name in TEXT_ENCODERS]
-        self._encoder = load_encoder((named or [TEXT_ENCODERS[0]])[0], device=device)
-        self._kept = kept
-        self._rows: dict[str, NDArray[np.float32]] = {}
+
+class PromptRows:
+    """Unit feature rows of prompts, on disk under a digest of the prompt.
+
+    The planner looks at all captions and all queries again and again: each is encoded once in all, and none is held in
+    memory between two calls.
+    """
+
+    def __init__(self, encoder: Encoder, directory: Path, corpus_id: str) -> None:
+        self._encoder = encoder
+        spec = FeatureSpec((encoder.name,), (encoder.dim,), (encoder.preprocessing_hash,))
+        self._store = FeatureStore(directory / corpus_id / spec.preprocessing_hash / "prompts", spec, corpus_id)
 
     @property
     def encoder(self) -> str:
@@ -58,16 +72,17 @@ class PromptRows:
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """[n, d] in the order of ``prompts``, of which there must be at least one."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
-        if len(self._rows) + len(missing) > self._kept:
-            self._rows.clear()
-            missing = list(dict.fromkeys(prompts))
-        if missing:
-            missing.sort(key=len)  # equally long ones share a batch, which then holds little padding
-            rows = np.asarray(self._encoder.encode([], missing), dtype=np.float32)
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9
-            self._rows.update(zip(missing, rows, strict=True))
-        return np.stack([self._rows[prompt] for prompt in prompts])
+        keys = [query_key("", prompt) for prompt in prompts]
+        lacking = set(self._store.missing(keys))
+        missing = list({key: prompt for key, prompt in zip(keys, prompts, strict=True) if key in lacking}.items())
+        missing.sort(key=lambda one: len(one[1]))  # equally long ones share a batch, which then holds little padding
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            rows = np.asarray(self._encoder.encode([], [prompt for _, prompt in part]), dtype=np.float32)
+            self._store.append([key for key, _ in part], rows)
+        rows = self._store.matrix(keys)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9
+        return rows
 
 
 class Prefilter:

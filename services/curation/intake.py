@@ -13,6 +13,8 @@ from sqlalchemy import Engine
 
 from byline.catalog.blobs import BlobStore
 from byline.db.session import transaction
+from byline.drift.report import SAMPLES_DROPPED
+from byline.drift.windows import DriftRule
 from byline.failpoints import failpoint
 from byline.rankings import live
 from byline.rankings.controls import CurationControl
@@ -41,16 +43,20 @@ class Intake:
     def step(self, control: CurationControl) -> int:
         """Sample lookups, and turn verifications into labels; returns how many labels were added."""
         with transaction(self.engine) as connection:
+            dropped = live.drop_stale_samples(connection, self.model_id, DriftRule().window)
             live.forget_void(connection, self.model_id)
             live.sample_lookups(connection, self.model_id, control.drift_share)
             verified = live.verified_jobs(connection, self.model_id, _MOST)
+        if dropped:
+            SAMPLES_DROPPED.labels(self.model_id).inc(dropped)
+            log.warning("drift_samples_dropped", samples=dropped, why="they waited longer than a window")
         if not verified:
             return 0
         groups, gone = self.groups(), self.withdrawn()
         return sum(self._label(one, groups, gone) for one in verified)
 
     def samples(self, most: int, known: frozenset[tuple[str, int]]) -> list[PlannedQuery]:
-        """Drift samples to ask the teacher about, oldest first. Those that cannot be asked are voided."""
+        """Drift samples to ask the teacher about, newest first. Those that cannot be asked are voided."""
         if most <= 0:
             return []
         with transaction(self.engine) as connection:
@@ -108,7 +114,7 @@ class Intake:
                 connection, model_id=self.model_id, prompt=query.prompt, seed=live_seed(query.image_sha256),
                 split=place[1], near_duplicate_group=place[0], image_sha256=query.image_sha256, source="live",
             )  # fmt: skip
-            add_choice(connection, query_id, self.model_id, "live", None, query.release_id)
+            add_choice(connection, query_id, self.model_id, "live", query.release_id)
             if not live.intake_labelled(connection, self.model_id, query, query_id, ""):
                 return 0
             added = self.rankings.add_ranking(connection, query_id, ranking, job_id=query.job_id)

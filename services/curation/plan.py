@@ -7,9 +7,10 @@ makes it and whenever: the live service and the script behind the demo's snapsho
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +20,8 @@ from byline.catalog.items import Item
 #: Shares of the splits, in the order they claim the unit interval.
 SPLITS = (("train", 0.70), ("validation", 0.12), ("test", 0.18))
 _NOTHING_STORED: Mapping[str, Collection[str]] = MappingProxyType({})
+#: Added to the sampling seed of a query drawn by chance: none that is chosen is ever the same query.
+_DRAWN_SEEDS = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class PlannedQuery:
     """A prompt to generate from: its seed, the group it must not leak across, and its split.
 
     ``source``: corpus, file or live. A live one has a picture already, ``image_sha256``, and the job it came from.
-    ``chosen_for`` and ``chance`` say why it was taken (``byline.db.curation_models.PURPOSES``), once it was.
+    ``chosen_for`` says why it was taken (``byline.db.curation_models.PURPOSES``), once it was.
     """
 
     prompt: str
@@ -39,7 +42,6 @@ class PlannedQuery:
     #: The release that answered the live query; None: the one active when its candidates are chosen.
     release_id: str | None = None
     chosen_for: str = "uniform"
-    chance: float | None = None
 
 
 def split_of(near_duplicate_group: int) -> str:
@@ -51,6 +53,11 @@ def split_of(near_duplicate_group: int) -> str:
             return name
         place -= share
     return SPLITS[-1][0]
+
+
+def normalised(prompt: str) -> str:
+    """Case, punctuation and spaces do not make another prompt."""
+    return " ".join(re.sub(r"[\W_]+", " ", prompt.casefold()).split())
 
 
 def prompt_groups(items: Sequence[Item]) -> dict[str, int]:
@@ -76,16 +83,41 @@ def prompt_groups(items: Sequence[Item]) -> dict[str, int]:
     return {item.caption: smallest[find(f"caption/{item.caption}")] for item in items}
 
 
-def split_of_captions(captions: Collection[str], group: int, stored: Mapping[str, Collection[str]]) -> str | None:
-    """The split of a prompt group: the one its captions have in ``stored``, by hash if they have none yet.
+def group_splits(groups: Mapping[str, int], stored: Mapping[str, Collection[str]]) -> dict[int, str | None]:
+    """The split of each of the ``groups`` (by caption): the one its words have in ``stored`` (splits by prompt), by
+    hash if they have none yet.
 
-    None if the stored ones disagree (an item that came later tied two groups together): whichever side
-    a new query took, it would leak from the other.
+    Groups with captions of the same words share theirs. They stay two groups: the order of a plan and its sampling
+    seeds hang on the groups, and a snapshot made from a plan must be found in it again. None if the stored ones
+    disagree (an item that came later tied two groups together): whichever side a new query took, it would leak from
+    the other.
     """
-    found = {split for caption in captions for split in stored.get(caption, ())}
-    if len(found) > 1:
+    tied: dict[int, int] = {}
+
+    def find(group: int) -> int:
+        while (above := tied.setdefault(group, group)) != group:
+            tied[group] = tied[above]
+            group = tied[group]
+        return group
+
+    words = {caption: normalised(caption) for caption in groups}
+    first: dict[str, int] = {}
+    for caption, group in groups.items():
+        one, other = find(group), find(first.setdefault(words[caption], group))
+        tied[max(one, other)] = min(one, other)
+    known: dict[str, set[str]] = {}
+    for prompt, splits in stored.items():
+        known.setdefault(normalised(prompt), set()).update(splits)
+    found: dict[int, set[str]] = {}
+    for caption, group in groups.items():
+        found.setdefault(find(group), set()).update(known.get(words[caption], ()))
+    return {group: _agreed(found[find(group)], find(group)) for group in set(groups.values())}
+
+
+def _agreed(stored: Collection[str], group: int) -> str | None:
+    if len(stored) > 1:
         return None
-    return found.pop() if found else split_of(group)
+    return next(iter(stored)) if stored else split_of(group)
 
 
 def plan_queries(
@@ -102,12 +134,13 @@ def plan_queries(
 
     ``items`` are all items ever, those ``withdrawn`` (ids) too: they still tie captions together, but a
     caption of none but withdrawn items is passed over. ``stored`` gives the splits in which queries of a
-    caption are already: a group keeps its split when its name changes because items came or went.
+    prompt are already, whoever asked them: a group keeps its split when its name changes because items came or went.
     """
+    of_caption = prompt_groups(items)
     groups: dict[int, list[str]] = {}
-    for caption, group in sorted(prompt_groups(items).items()):
+    for caption, group in sorted(of_caption.items()):
         groups.setdefault(group, []).append(caption)
-    splits = {group: split_of_captions(captions, group, stored) for group, captions in groups.items()}
+    splits = group_splits(of_caption, stored)
     usable = {item.caption for item in items if item.item_id not in withdrawn}
     if not any(splits[group] and usable.intersection(captions) for group, captions in groups.items()):
         return
@@ -120,3 +153,14 @@ def plan_queries(
                 yield PlannedQuery(caption, seed * 1_000_000 + number, group, split)
             # Counted when passed over, too: the seeds of the others stay as they are.
             number += 1
+
+
+def by_chance(plan: Iterable[PlannedQuery]) -> Iterator[PlannedQuery]:
+    """The queries of a plan as those that chance alone draws, each with a sampling seed of its own.
+
+    A plan's order is random and knows neither labels nor figures, and each round visits every group once: whatever is
+    labelled already or chosen beside it, the first so many of it stand for all, and their plain mean has no bias. The
+    plan must have another order than the one that is chosen from, or its first groups would be the best taught ones.
+    """
+    for planned in plan:
+        yield replace(planned, seed=planned.seed + _DRAWN_SEEDS, chosen_for="uniform")

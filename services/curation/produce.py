@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select
 
 from byline.catalog.blobs import BlobStore
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.failpoints import failpoint
-from byline.jobs.model import NewJob
+from byline.jobs.model import Job, NewJob
 from byline.jobs.states import TERMINAL, Kind, Tier
 from byline.jobs.store import JobStore
+from byline.rankings.controls import PROJECT, hold_rankings, is_paused, take_turn
 from byline.rankings.curated import (
     Repeatable,
     StoredShortlist,
@@ -34,15 +35,15 @@ from byline.rankings.store import REPEAT_PREFIX, RankingStore
 from services.curation.plan import PlannedQuery
 from services.curation.shortlist import Shortlist
 
-#: Ranking jobs belong to no client; quotas and listings of clients never see them.
-PROJECT = "byline-curation"
+#: Seconds a ranking job may wait: ten years. Nobody waits for its answer, and one that a pause or busy workers held is
+#: no failure.
+TIME_TO_LIVE = 10 * 365 * 86_400.0
 #: A query whose ranking ended this often without a label is left alone: it would fail for ever.
 MOST_ATTEMPTS = 5
 _QUERIES = Base.metadata.tables["queries"]
 _RANKINGS = Base.metadata.tables["rankings"]
 _JOBS = Base.metadata.tables["jobs"]
 _JOB_QUERIES = Base.metadata.tables["job_queries"]
-_LOCK = 0x63757261  # "cura" in ASCII: one producer at a time decides what is open already
 _ENDED: ColumnElement[bool] = _JOBS.c.state.in_(sorted(TERMINAL))
 
 
@@ -73,8 +74,8 @@ class Producer:
     labelling: Labelling
     generate: Callable[[PlannedQuery], bytes]
     candidates: Callable[[PlannedQuery, bytes], Shortlist] | None
-    job_ttl_s: float
-    #: Whether the service is to end: then what is generated so far becomes a job, and the rest another day.
+    #: Whether to generate no more (the service is to end, or paused): what there is so far becomes a job, and the rest
+    #: another day.
     stopping: Callable[[], bool] = lambda: False
 
     def known(self) -> frozenset[tuple[str, int]]:
@@ -108,7 +109,7 @@ class Producer:
         digests = [self.blobs.put(picture) for picture in pictures]
         failpoint("curation.after_blobs")
         with transaction(self.engine) as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            take_turn(connection)
             ids = [
                 self.rankings.add_query(
                     connection,
@@ -126,7 +127,7 @@ class Producer:
             for planned, query_id in zip(batch, ids, strict=True):
                 # A live query is a test of the release that answered it, any other of the one that answers now.
                 release = planned.release_id or active_release_id(connection, self.model_id)
-                add_choice(connection, query_id, self.model_id, planned.chosen_for, planned.chance, release)
+                add_choice(connection, query_id, self.model_id, planned.chosen_for, release)
                 if planned.asked_by is not None:
                     intake_asked(connection, planned.asked_by, query_id)
             taken = _open_jobs(connection, ids)
@@ -140,7 +141,7 @@ class Producer:
                 shortlist = shortlists[number]
                 if shortlist is not None:
                     add_shortlist(connection, ids[number], str(new.payload["candidate_set"]), _stored(shortlist))
-            [(job, _created)] = self.store.create_within(connection, [new])
+            job = self._enqueued(connection, new)
             failpoint("curation.before_commit")
         failpoint("curation.after_commit")
         return job.id
@@ -152,7 +153,7 @@ class Producer:
         new = NewJob(
             project_id=PROJECT, request_id=f"repeat/{digest}/{self.labelling.teacher}", model_id=self.model_id,
             prompt=batch[0].prompt, kind=Kind.RANKING, tier=Tier.VERIFIED, top_k=1,
-            candidates=max(len(one.item_ids) for one in batch), ttl_s=self.job_ttl_s,
+            candidates=max(len(one.item_ids) for one in batch), ttl_s=TIME_TO_LIVE,
             payload={
                 "query_ids": [str(one.query_id) for one in batch], "teacher": self.labelling.teacher,
                 "draws": self.labelling.draws, "candidate_set": name,
@@ -161,11 +162,18 @@ class Producer:
             },
         )  # fmt: skip
         with transaction(self.engine) as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            [(job, _created)] = self.store.create_within(connection, [new])
+            take_turn(connection)
+            job = self._enqueued(connection, new)
             for one in batch:
                 add_repeat(connection, one.query_id, self.model_id, name, job.id)
         return job.id
+
+    def _enqueued(self, connection: Connection, new: NewJob) -> Job:
+        """The job, in the caller's transaction; held if curation was paused while its pictures were generated."""
+        [(job, _created)] = self.store.create_within(connection, [new])
+        if is_paused(connection, self.model_id):
+            hold_rankings(connection, self.model_id)
+        return job
 
     def _job(
         self, connection: Connection, prompt: str, ids: Sequence[uuid.UUID], lists: Sequence[list[str] | None]
@@ -192,7 +200,7 @@ class Producer:
             tier=Tier.VERIFIED,
             top_k=1,
             candidates=max(1, *(len(of_query or ()) for of_query in lists)),
-            ttl_s=self.job_ttl_s,
+            ttl_s=TIME_TO_LIVE,
             payload=payload,
         )
 

@@ -8,15 +8,15 @@ what it nearly repeats; only a prompt like no other makes a group of its own, na
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from byline.errors import SettingsInvalid
-from services.curation.plan import PlannedQuery, split_of
+from services.curation.plan import PlannedQuery, normalised, split_of
 
 FloatArray = NDArray[np.float32]
 #: Cosine of two prompts' text features from which they count as one.
@@ -24,11 +24,6 @@ SAME_PROMPT = 0.95
 #: Live and file queries have seeds of their own, far from those of the corpus plan.
 _FILE_SEEDS = 1 << 40
 _SEED_MASK = (1 << 62) - 1
-
-
-def normalised(prompt: str) -> str:
-    """Case, punctuation and spaces do not make another prompt."""
-    return " ".join(re.sub(r"[\W_]+", " ", prompt.casefold()).split())
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -98,6 +93,29 @@ class PromptGroups:
         row = self._features([prompt])
         self._rows = row if self._rows is None or not len(self._rows) else np.concatenate([self._rows, row])
         self._places.append(place)
+
+
+def without_leaks(
+    plan: Iterable[PlannedQuery],
+    features: Callable[[Sequence[str]], FloatArray],
+    stored: Mapping[str, Collection[str]],
+    at_once: int = 64,
+) -> Iterator[PlannedQuery]:
+    """Those of a plan that nearly repeat no stored prompt of another split; ``stored``: splits by prompt.
+
+    Captions join groups by their words alone: that of a new item may say in other words what a stored query says. Its
+    split is drawn by then, and may be the other one.
+    """
+    if not stored:
+        yield from plan
+        return
+    rows = features(list(stored))
+    elsewhere = {split: np.array([bool(set(found) - {split}) for found in stored.values()])
+                 for split in ("train", "validation", "test")}  # fmt: skip
+    waiting = iter(plan)
+    while part := list(itertools.islice(waiting, at_once)):
+        near = features([planned.prompt for planned in part]) @ rows.T >= SAME_PROMPT
+        yield from (one for one, like in zip(part, near, strict=True) if not (like & elsewhere[one.split]).any())
 
 
 def plan_of_file(prompts: Sequence[str], groups: PromptGroups, seed: int) -> Iterator[PlannedQuery]:

@@ -1,8 +1,8 @@
 """Which of many possible queries to label next: far from those labelled, disputed, and some by chance alone.
 
 Why it exists: a label costs minutes of teacher, so it should teach the head something new; but labels chosen for being
-unusual say nothing about usual queries. A uniform share is therefore drawn first and marked, with the chance it had:
-estimates that use only that share, weighted by one over the chance, are unbiased whatever the rest was chosen for.
+unusual say nothing about usual queries. A uniform share is therefore drawn beforehand, by whoever calls, from *all*
+queries and not from those that choosing has left over, and marked: estimates rest on it alone.
 Pure and seeded: the live planner and the simulation of a year call the same function.
 """
 
@@ -23,19 +23,19 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class Chosen:
-    """One candidate that was chosen.
-
-    ``chance``: probability with which the uniform draw takes this very candidate (whatever it was chosen for).
-    """
+    """One candidate that was chosen, or was drawn before."""
 
     index: int
     reason: Reason
-    chance: float
 
-    @property
-    def weight(self) -> float:
-        """How many candidates it stands for in an unbiased sum over all of them; 0 unless drawn uniformly."""
-        return 1.0 / self.chance if self.reason == "uniform" else 0.0
+
+def uniform_count(count: int, share: float, rng: np.random.Generator) -> int:
+    """How many of ``count`` are drawn by chance alone: ``share`` of them on average.
+
+    Rounded at random: a share of a small batch would else be always none, or always one.
+    """
+    wanted = min(max(count * share, 0.0), float(count))
+    return int(wanted) + int(rng.random() < wanted - int(wanted))
 
 
 def select_queries(
@@ -43,8 +43,8 @@ def select_queries(
     labelled: FloatArray,
     *,
     count: int,
-    uniform_share: float,
     rng: np.random.Generator,
+    drawn: Sequence[int] = (),
     disagreement: FloatArray | None = None,
     groups: Sequence[int] | NDArray[np.int64] | None = None,
     disputed_share: float = 0.5,
@@ -53,43 +53,36 @@ def select_queries(
     """``count`` candidates to label, fewer if there are fewer groups; each at most once, one of each group.
 
     ``candidates`` [p, d] and ``labelled`` [l, d] (l may be 0) are rows that Euclidean distance compares; see
-    :func:`comparable`. ``disagreement`` [p]: higher = student and teacher differ more, NaN where nobody knows.
+    :func:`comparable`. ``drawn`` are candidates that chance has taken already: they come first and count. The rest keep
+    their distance from them. ``disagreement`` [p]: higher = student and teacher differ more, NaN where nobody knows.
     ``groups`` [p]: near-duplicate group of each candidate; a group already labelled is for the caller to leave out.
 
-    ``uniform_share`` of them on average is drawn uniformly over groups, then within the group. Of the rest
-    ``disputed_share`` (none without ``disagreement``) is drawn by rank of disagreement times distance, the others by
-    distance alone, both to the nearest query labelled or chosen so far, so that one batch is spread out.
+    Of the rest ``disputed_share`` (none without ``disagreement``) is drawn by rank of disagreement times distance, the
+    others by distance alone, both to the nearest query labelled or chosen so far, so that one batch is spread out.
     ``sharpness``: chances grow with this power of the distance (2: as k-means++ does; ``inf``: always the farthest,
     which collects outliers).
     """
     number_of = candidates.shape[0]
     of_group = np.arange(number_of) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    sizes = np.bincount(of_group) if number_of else np.zeros(0, dtype=np.int64)
-    count = min(count, len(sizes))
+    count = min(count, len(np.unique(of_group)))
     if count <= 0:
         return []
-    # Rounded at random: a share of a small batch would else be always none, or always one.
-    wanted = min(max(count * uniform_share, 0.0), float(count))
-    drawn = int(wanted) + int(rng.random() < wanted - int(wanted))
-    chances = wanted / len(sizes) / sizes[of_group]
-    by_chance = [int(rng.choice(np.flatnonzero(of_group == group)))
-                 for group in rng.choice(len(sizes), size=drawn, replace=False)]
-    chosen = [Chosen(index, "uniform", float(chances[index])) for index in by_chance]
+    chosen = [Chosen(int(index), "uniform") for index in drawn][:count]
 
     nearest = distance_to_nearest(candidates, labelled)
     free = np.ones(number_of, dtype=bool)
-    for index in by_chance:
-        free &= of_group != of_group[index]
-        nearest = np.minimum(nearest, _distances(candidates, candidates[index]))
+    for one in chosen:
+        free &= of_group != of_group[one.index]
+        nearest = np.minimum(nearest, _distances(candidates, candidates[one.index]))
     ranks = None if disagreement is None else _ranks(np.asarray(disagreement, dtype=np.float64))
-    reasons = _reasons(count - drawn, 0.0 if ranks is None else disputed_share, rng)
+    reasons = _reasons(count - len(chosen), 0.0 if ranks is None else disputed_share, rng)
     for reason in reasons:
         far = np.where(np.isfinite(nearest), nearest, 1.0)  # nothing labelled yet: all are equally far
         appeal = far if reason == "far" or ranks is None else far * ranks
         if not (appeal[free] > 0).any():
             reason, appeal = "far", far
         index = _draw(appeal, free, sharpness, rng)
-        chosen.append(Chosen(index, reason, float(chances[index])))
+        chosen.append(Chosen(index, reason))
         free &= of_group != of_group[index]
         nearest = np.minimum(nearest, _distances(candidates, candidates[index]))
     return chosen

@@ -6,38 +6,53 @@ Why it exists: the loop and its parts know only what they are given; here it is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import torch
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
 from byline.catalog.blobs import BlobStore
 from byline.catalog.store import CatalogStore
 from byline.config import Settings
-from byline.db.models import Base
 from byline.db.session import transaction
 from byline.diffusion.model import DiffusionModel
 from byline.drift.windows import DriftRule
 from byline.features.extractor import load_extractor
 from byline.jobs.states import Stage
 from byline.jobs.store import JobStore
-from byline.rankings.controls import CurationControl, allowance, hold_rankings, read_control, spent, window_of
-from byline.rankings.curated import asked_prompts, choices_made, labels_made, repeatable, stored_places
+from byline.rankings.controls import (
+    CurationControl,
+    allowance,
+    hold_rankings,
+    is_paused,
+    read_control,
+    spent,
+    window_of,
+)
+from byline.rankings.curated import (
+    asked_prompts,
+    choices_made,
+    labels_made,
+    rankings_made,
+    repeatable,
+    stored_places,
+)
 from byline.rankings.features import Asked, LabelFeatures
 from byline.rankings.store import RankingStore
 from byline.releases.registry import ReleaseRegistry
 from byline.security.signing import Keyring
 from byline.teachers.ranking import ignore_progress
+from byline.telemetry import CURATION_FULL
 from services.curation.chooser import Chooser, Labelled
-from services.curation.generate import Generator, Prefilter, PromptRows
+from services.curation.generate import Generator, Prefilter, PromptRows, text_encoder
 from services.curation.head import Heads
 from services.curation.intake import Intake
 from services.curation.loop import Curator
 from services.curation.measuring import FloatArray, Measurer
-from services.curation.plan import PlannedQuery, plan_queries, prompt_groups, split_of_captions
+from services.curation.plan import PlannedQuery, by_chance, group_splits, plan_queries, prompt_groups
 from services.curation.produce import Labelling, Producer
-from services.curation.prompts import PromptGroups, interleaved, plan_of_file, read_prompts
+from services.curation.prompts import PromptGroups, interleaved, plan_of_file, read_prompts, without_leaks
 
 #: Prompts that the planner keeps its distance from, at most; the latest of them.
 _ASKED = 20_000
@@ -57,7 +72,9 @@ class Wiring:
         model = DiffusionModel.load(settings.model_directory, settings.device)
         extractor = load_extractor(settings.feature_spec, device=settings.device, model=model, cache=settings.cache_dir)
         self._features = LabelFeatures(extractor, self._blobs, settings.cache_dir, settings.corpus_id)
-        self._prompt_rows = PromptRows(settings.feature_spec, settings.device)
+        self._prompt_rows = PromptRows(
+            text_encoder(settings.feature_spec, settings.device), settings.cache_dir / "features", settings.corpus_id
+        )
         self._file = read_prompts(settings.curation_prompt_file) if settings.curation_prompt_file else []
         heads = Heads(
             ReleaseRegistry(engine), settings.model_id, extractor.preprocessing_hash,
@@ -71,7 +88,7 @@ class Wiring:
                 self._catalog, self._features, extractor, settings.corpus_id, count=settings.curation_candidates,
                 explore_share=settings.curation_explore_share, heads=heads,
             ),
-            settings.job_ttl_seconds, stop.is_set,
+            lambda: stop.is_set() or self._paused(),
         )  # fmt: skip
         self._intake = Intake(
             engine, self._rankings, self._blobs, settings.model_id, self._groups,
@@ -92,29 +109,33 @@ class Wiring:
             self._producer, self._plan, self._open_jobs, self._count_rankings,
             target_open=settings.curation_target_open, max_rankings=settings.curation_max_rankings,
             batch=settings.curation_batch,
-            choose=Chooser(self._prompt_rows, self._labelled, self._chosen, settings.seed),
+            choose=Chooser(self._prompt_rows, self._labelled, self._chosen, settings.seed), by_chance=self._by_chance,
+            usable=self._usable,
             control=self._control, allowance=self._allowance, samples=self._intake.samples, repeat=self._repeat,
-            aside=self._beside,
+            aside=self._beside, full=CURATION_FULL.labels(settings.model_id).set,
         )  # fmt: skip
 
     def _plan(self) -> Iterator[PlannedQuery]:
+        return interleaved(*self._sources(self._settings.seed), self._intake.possible(_LIVE))
+
+    def _by_chance(self) -> Iterator[PlannedQuery]:
+        """Captions and the file in another order. What clients ask is drawn by chance as samples of drift."""
+        return by_chance(interleaved(*self._sources(self._settings.seed + 1)))
+
+    def _sources(self, seed: int) -> tuple[Iterable[PlannedQuery], Iterable[PlannedQuery]]:
         settings = self._settings
-        live = self._intake.possible(_LIVE)
-        from_file = plan_of_file(self._file, self._groups(), settings.seed) if self._file else ()
-        corpus = live_plan(self._catalog, self._rankings, settings.corpus_id, settings.model_id, settings.seed)
-        return interleaved(corpus, from_file, live)
+        from_file = plan_of_file(self._file, self._groups(), seed) if self._file else ()
+        return live_plan(self._catalog, self._rankings, settings.corpus_id, settings.model_id, seed), from_file
+
+    def _usable(self, plan: Iterable[PlannedQuery]) -> Iterator[PlannedQuery]:
+        return without_leaks(plan, self._prompt_rows, self._rankings.splits_of_prompts(self._settings.model_id))
 
     def _groups(self) -> PromptGroups:
         """Group and split of the corpus's captions and of every stored query."""
         settings = self._settings
-        captions: dict[int, list[str]] = {}
-        for caption, group in prompt_groups(self._catalog.items(settings.corpus_id, include_withdrawn=True)).items():
-            captions.setdefault(group, []).append(caption)
-        stored = self._rankings.splits_of_prompts(settings.model_id)
-        known: dict[str, tuple[int, str]] = {}
-        for group, of_group in captions.items():
-            split = split_of_captions(of_group, group, stored)
-            known |= {} if split is None else {caption: (group, split) for caption in of_group}
+        groups = prompt_groups(self._catalog.items(settings.corpus_id, include_withdrawn=True))
+        splits = group_splits(groups, self._rankings.splits_of_prompts(settings.model_id))
+        known = {caption: (group, split) for caption, group in groups.items() if (split := splits[group]) is not None}
         with transaction(self._engine) as connection:
             return PromptGroups(self._prompt_rows, known | stored_places(connection, settings.model_id))
 
@@ -132,6 +153,10 @@ class Wiring:
             if control.paused:  # also those that a worker gave back since the pause
                 hold_rankings(connection, self._settings.model_id)
             return control
+
+    def _paused(self) -> bool:
+        with transaction(self._engine) as connection:
+            return is_paused(connection, self._settings.model_id)
 
     def _allowance(self, control: CurationControl, count: int) -> int:
         with transaction(self._engine) as connection:
@@ -163,10 +188,8 @@ class Wiring:
         return sum(depth.queued + depth.running for depth in self._store.depths() if depth.stage is Stage.RANK)
 
     def _count_rankings(self) -> int:
-        table = Base.metadata.tables["rankings"]
         with transaction(self._engine) as connection:
-            statement = select(func.count()).select_from(table).where(table.c.model_id == self._settings.model_id)
-            return int(connection.execute(statement).scalar_one())
+            return rankings_made(connection, self._settings.model_id)
 
 
 def live_plan(

@@ -24,6 +24,7 @@ from byline.drift.windows import Mean, Window
 from byline.errors import InvalidRequest
 from byline.rankings.controls import SHARES, CurationControl, Spent, read_control, set_budget, set_paused, spent
 from byline.rankings.controls import window_of as budget_window
+from byline.rankings.curated import rankings_made
 from byline.security.scopes import current_principal
 from services.gateway import convert, names
 from services.gateway.context import GatewayContext
@@ -113,7 +114,10 @@ class CurationServicer(rpc.CurationServiceServicer):
             change(connection, model_id)
             control = read_control(connection, model_id)
             used = spent(connection, model_id, budget_window(control, 1))
-            return _curation(model, control, used, _waiting(connection, model_id))
+            message = _curation(model, control, used, _waiting(connection, model_id))
+            message.rankings = rankings_made(connection, model_id)
+            message.max_rankings = self._context.limits.max_rankings
+            return message
 
         return await self._read(model_id, work)
 

@@ -50,6 +50,8 @@ class Limits:
     max_image_pixels: int
     default_ttl_s: float
     max_attempts: int
+    #: From so many rankings on curation asks for no more; 0: no limit. Shown, and held by curation itself.
+    max_rankings: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -64,6 +66,7 @@ class Limits:
             max_image_pixels=settings.max_image_pixels,
             default_ttl_s=settings.job_ttl_seconds,
             max_attempts=settings.max_attempts,
+            max_rankings=settings.curation_max_rankings,
         )
 
 

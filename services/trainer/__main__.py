@@ -61,8 +61,8 @@ def refresh_settings(settings: Settings) -> RefreshSettings:
                         slice_tolerance=settings.gate_slice_tolerance)
     return RefreshSettings(
         model_id=settings.model_id, teacher_family=settings.curation_family, cutoff=settings.gate_map_at,
-        limits=limits, loss=settings.trainer_loss, epochs=settings.trainer_epochs, width=settings.trainer_width,
-        git_sha=git_commit(repository_root()), index_factory=settings.index_factory,
+        limits=limits, loss=settings.trainer_loss, weighted=settings.trainer_weighted, epochs=settings.trainer_epochs,
+        width=settings.trainer_width, git_sha=git_commit(repository_root()), index_factory=settings.index_factory,
         keyring=Keyring.parse(settings.signing_key),
     )
 

@@ -48,11 +48,13 @@ class Previous:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How heads are fitted. ``epochs`` counts passes over the training queries; ``cutoff`` is the L of mAP(L)."""
+    """How heads are fitted. ``epochs`` counts passes over the training queries; ``cutoff`` is the L of mAP(L);
+    ``weighted`` as in ``FitConfig``."""
 
     loss: str
     epochs: int
     cutoff: int
+    weighted: bool = False
 
 
 def fit_candidates(
@@ -63,7 +65,7 @@ def fit_candidates(
 
     Without a previous head a fresh one is fitted, whatever ``learn`` says.
     """
-    base = FitConfig(loss=plan.loss, evaluate_at=plan.cutoff)
+    base = FitConfig(loss=plan.loss, evaluate_at=plan.cutoff, weighted=plan.weighted)
     found = []
     if keep and previous is not None:
         quality = held_out_map(previous.head, validation, base)

@@ -122,8 +122,12 @@ class RefreshLabels:
 
 
 def read_labels(splits: LabelSplits, items: Sequence[Item], features: FeatureRows, cutoff: int, teacher_family: str,
-                progress: Progress) -> RefreshLabels:
-    """Encode what is not yet, and put it together; the rankings are ``teacher_family``'s. LabelsNotUsable if there is nothing to learn from or judge by."""
+                progress: Progress, *, weighted: bool = False) -> RefreshLabels:
+    """Encode what is not yet, and put it together; the rankings are ``teacher_family``'s.
+
+    ``weighted``: what is learnt from knows the labels' standard errors. LabelsNotUsable if there is nothing to learn
+    from or judge by.
+    """
     lost_items = features.lost_items(items, _step(progress, "features of items"))
     _refuse_many(len(lost_items), len(items), "images of items", CorpusNotUsable)
     kept = tuple(item for item in items if item.item_id not in lost_items)
@@ -151,7 +155,7 @@ def read_labels(splits: LabelSplits, items: Sequence[Item], features: FeatureRow
 
     def build(rankings: Sequence[LabelledQuery], half: int) -> LabelledSet:
         rows = features.of_queries(rankings, _step(progress, "features of queries"))
-        return labelled_set(rankings, rows, ids, item_rows, half)
+        return labelled_set(rankings, rows, ids, item_rows, half, errors=weighted and half == LEARN)
 
     disjoint = halves_are_disjoint(held_out, teacher_family)
     return RefreshLabels(

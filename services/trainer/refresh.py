@@ -68,6 +68,8 @@ class RefreshSettings:
     cutoff: int
     limits: GateLimits
     loss: str = "listwise"
+    #: Labels count as far as their standard errors let them be trusted.
+    weighted: bool = False
     epochs: int = 40
     hidden: tuple[int, ...] = (512, 512)
     out_dim: int = 512
@@ -131,7 +133,8 @@ class Refresher:
                 "rollback no other is fitted: ask for a refresh (`byline releases refresh`)"
             )
         labels = read_labels(
-            splits, items, self._features, settings.cutoff, settings.teacher_family, progress
+            splits, items, self._features, settings.cutoff, settings.teacher_family, progress,
+            weighted=settings.weighted,
         )
         failpoint("trainer.before_fit")
         candidates = self._fit(labels, seed, previous, due, record, keep_head, progress)
@@ -203,9 +206,10 @@ class Refresher:
         names, dims = zip(*self._features.blocks, strict=True)
         config = HeadConfig.of_encoders(names, dims, settings.hidden, settings.out_dim, settings.width)
         changed = record is None or record.manifest.labels.digest != labels.splits.digest
+        plan = FitPlan(settings.loss, settings.epochs, settings.cutoff, settings.weighted)
         found = fit_candidates(
-            labels.train, labels.validation, config, FitPlan(settings.loss, settings.epochs, settings.cutoff), seed,
-            previous, keep=keep_head or any(one.trigger is Trigger.CORPUS for one in due),
+            labels.train, labels.validation, config, plan, seed, previous,
+            keep=keep_head or any(one.trigger is Trigger.CORPUS for one in due),
             learn=not keep_head and needs_fit(due, changed), progress=progress,
         )  # fmt: skip
         return by_validation(found)

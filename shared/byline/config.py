@@ -132,7 +132,8 @@ class Settings(SecuritySettings):
     curation_draws: int = Field(64, ge=1)
     curation_sampling_steps: int = Field(50, ge=1)
     curation_guidance: float = Field(3.0, ge=0)
-    curation_max_rankings: int = Field(100_000, ge=0)
+    #: Rankings of a model from which on curation asks for no more. 0: no limit.
+    curation_max_rankings: int = Field(0, ge=0)
     #: Prompts beside the corpus's captions, one a line.
     curation_prompt_file: Path | None = None
 
@@ -146,6 +147,8 @@ class Settings(SecuritySettings):
     release_keep: int = Field(3, ge=0)
     release_keep_days: float = Field(7.0, ge=0)
     trainer_loss: str = "listwise"
+    #: Labels count as far as their standard errors let them be trusted (docs/studies.md, *options*).
+    trainer_weighted: bool = False
     trainer_epochs: int = Field(40, ge=1)
     #: Columns of an embedding at most; a head is fitted in full and cut to its best ones.
     trainer_width: int = Field(768, ge=8)

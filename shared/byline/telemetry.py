@@ -51,6 +51,8 @@ DISPATCHED = Counter("byline_dispatched", "Doorbells rung", ["stage"])
 RELEASE_INFO = Gauge("byline_release_info", "1 for the release this process answers from", ["release_id"])
 SWAP_SECONDS = Histogram("byline_release_swap_seconds", "Load, verify and warm a release", buckets=_STAGE_BUCKETS)
 GPU_MEMORY = Gauge("byline_gpu_memory_bytes", "GPU memory of this process, by kind (allocated, reserved)", ["kind"])
+CURATION_FULL = Gauge("byline_curation_full", "1 while nothing is asked since there are as many rankings as allowed",
+                      ["model"])  # fmt: skip
 RANKINGS_ADDED = Counter("byline_rankings_added", "Rankings written", ["source"])
 RELEASES_REJECTED = Counter("byline_releases_rejected", "Candidates the gate refused", ["reason"])
 

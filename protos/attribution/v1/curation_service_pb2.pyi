@@ -56,7 +56,7 @@ class CurationBudget(_message.Message):
     def __init__(self, queries_per_hour: _Optional[float] = ..., gpu_share: _Optional[float] = ..., uniform_share: _Optional[float] = ..., repeat_share: _Optional[float] = ..., drift_share: _Optional[float] = ...) -> None: ...
 
 class Curation(_message.Message):
-    __slots__ = ("model", "paused", "reason", "budget", "window", "window_queries", "window_worker_time", "workers", "open_jobs", "waiting_samples", "update_time")
+    __slots__ = ("model", "paused", "reason", "budget", "window", "window_queries", "window_worker_time", "workers", "open_jobs", "waiting_samples", "update_time", "rankings", "max_rankings")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PAUSED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,8 @@ class Curation(_message.Message):
     OPEN_JOBS_FIELD_NUMBER: _ClassVar[int]
     WAITING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RANKINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANKINGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     paused: bool
     reason: str
@@ -79,7 +81,9 @@ class Curation(_message.Message):
     open_jobs: int
     waiting_samples: int
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, model: _Optional[str] = ..., paused: _Optional[bool] = ..., reason: _Optional[str] = ..., budget: _Optional[_Union[CurationBudget, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window_queries: _Optional[int] = ..., window_worker_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., workers: _Optional[int] = ..., open_jobs: _Optional[int] = ..., waiting_samples: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    rankings: int
+    max_rankings: int
+    def __init__(self, model: _Optional[str] = ..., paused: _Optional[bool] = ..., reason: _Optional[str] = ..., budget: _Optional[_Union[CurationBudget, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window_queries: _Optional[int] = ..., window_worker_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., workers: _Optional[int] = ..., open_jobs: _Optional[int] = ..., waiting_samples: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rankings: _Optional[int] = ..., max_rankings: _Optional[int] = ...) -> None: ...
 
 class Estimate(_message.Message):
     __slots__ = ("value", "low", "high", "queries")

@@ -92,5 +92,10 @@ def _print(found: Curation, as_json: bool) -> None:
     line(f"workers' time: at most {found.gpu_share:.0%}; {busy:.0%} of {found.workers} worker(s) was used")
     line(f"by chance {found.uniform_share:.0%}, repeated {found.repeat_share:.0%}, live lookups checked "
          f"{found.drift_share:.1%}")
+    if found.max_rankings and found.rankings >= found.max_rankings:
+        line(f"rankings: {found.rankings} of at most {found.max_rankings}: NOTHING IS ASKED until "
+             "BYLINE_CURATION_MAX_RANKINGS is raised (0: no limit)")
+    else:
+        line(f"rankings: {found.rankings}{f' of at most {found.max_rankings}' if found.max_rankings else ''}")
     line(f"ranking jobs open: {found.open_jobs}; live samples waiting: {found.waiting_samples}")
     return None

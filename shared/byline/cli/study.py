@@ -1,8 +1,9 @@
-"""``byline study NAME``: one of the six studies of the student, or ``all``.
+"""``byline study NAME``: one of the studies of the student, or ``all``.
 
-Why it exists: which features, which loss, how much pruning, which teacher, how wide an embedding and which labels are
-decisions, and whoever doubts one can repeat its evidence with one command. No server is needed; killed, a study goes
-on where it was. Writes ``reports/studies/NAME.json`` and ``.png``, and the tables and figures of docs/studies.md.
+Why it exists: which features, which loss, how much pruning, which teacher, how wide an embedding, which labels and
+which options are decisions, and whoever doubts one can repeat its evidence with one command. No server is needed;
+killed, a study goes on where it was. Writes ``reports/studies/NAME.json`` and ``.png``, and the tables and figures of
+docs/studies.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from byline.errors import InvalidRequest
 if TYPE_CHECKING:
     from byline.evaluation.study_bench import Bench
 
-STUDIES = ("features", "losses", "pruning", "dimensions", "labels", "teachers", "gradient")
+STUDIES = ("features", "losses", "pruning", "dimensions", "labels", "teachers", "gradient", "options")
 #: Seconds between two lines of progress.
 _EVERY = 15.0
 

@@ -22,7 +22,7 @@ from byline.features.extractor import FeatureExtractor, load_extractor
 from byline.features.store import FeatureStore, fill_store
 from byline.ranker.labelled_set import dense_tau
 from byline.rankings.features import query_key
-from byline.rankings.labelled import halves_are_disjoint
+from byline.rankings.labelled import half_error, halves_are_disjoint
 from byline.rankings.snapshot import SnapshotQuery, read_snapshot
 from byline.teachers.ranking import TeacherQuery
 
@@ -41,6 +41,7 @@ def load_data(
     ids = np.asarray([item.item_id for item in corpus], dtype=np.int64)
     halves = [[q.tau if q.tau_halves is None else q.tau_halves[half] for q in kept] for half in (0, 1)]
     tau = np.stack([dense_tau(ids, [q.item_ids for q in kept], values) for values in halves])
+    error = dense_tau(ids, [q.item_ids for q in kept], [half_error(q) for q in kept])
     if np.isnan(tau).any():
         raise LabelsNotUsable("the studies need rankings of the whole corpus, such as the shipped snapshot's")
     asked = [TeacherQuery(Image.open(io.BytesIO(q.image)).convert("RGB"), q.prompt) for q in kept]
@@ -56,13 +57,13 @@ def load_data(
                                     [(q.image, q.prompt) for q in asked], progress))  # fmt: skip
     item_rows, query_rows = np.concatenate(item_parts, axis=1), np.concatenate(query_parts, axis=1)
     digest = hashlib.sha256(f"{header.teacher_id}{hashes}{model.revision}".encode())
-    for part in (ids, tau, item_rows, query_rows):
+    for part in (ids, tau, error, item_rows, query_rows):
         digest.update(np.ascontiguousarray(part).tobytes())
     return StudyData(
         corpus, asked, tuple(q.split for q in kept),
         tuple((name, part.shape[1]) for name, part in zip(encoders, item_parts, strict=True)), item_rows, query_rows,
         tau, header.teacher_id, digest.hexdigest()[:16],
-        halves_are_disjoint(kept, header.teacher_id),
+        halves_are_disjoint(kept, header.teacher_id), error,
     )  # fmt: skip
 
 

@@ -50,6 +50,9 @@ class Curation:
     open_jobs: int
     waiting_samples: int
     update_time: datetime | None
+    rankings: int
+    #: From so many rankings on nothing is asked; 0: no limit.
+    max_rankings: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def _curation(message: wire_messages.Curation) -> Curation:
         budget.gpu_share, budget.uniform_share, budget.repeat_share, budget.drift_share,
         message.window.ToTimedelta().total_seconds(), message.window_queries,
         message.window_worker_time.ToTimedelta().total_seconds(), message.workers, message.open_jobs,
-        message.waiting_samples, _time(message, "update_time"),
+        message.waiting_samples, _time(message, "update_time"), message.rankings, message.max_rankings,
     )  # fmt: skip
 
 

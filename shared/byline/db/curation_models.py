@@ -36,7 +36,7 @@ class CurationControlRow(Base):
 
 
 class QueryChoiceRow(Base):
-    """Why curation chose a query. ``chance``: that of the uniform draw; NULL where none was made."""
+    """Why curation chose a query. ``chance``: not written any more, since all uniform draws have the same."""
 
     __tablename__ = "query_choices"
     __table_args__ = (one_of("chosen_for", *PURPOSES), Index("ix_query_choices_model_id_at", "model_id", "at"))

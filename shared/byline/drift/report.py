@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from sqlalchemy import Connection
 
 from byline.drift.alarms import DriftAlarm, recent_alarms
@@ -22,6 +22,8 @@ LIVE, CURATED = ("drift",), ("uniform",)
 AGREEMENT = Gauge("byline_drift_agreement", "Student and teacher on live queries of the last window, mean",
                   ["model", "measure", "cluster", "bound"])  # fmt: skip
 DRIFT_QUERIES = Gauge("byline_drift_queries", "Live queries measured in the last window", ["model"])
+SAMPLES_DROPPED = Counter("byline_drift_samples_dropped_total", "Live samples that the teacher had no time for",
+                          ["model"])  # fmt: skip
 ALARM = Gauge("byline_drift_alarm", "1 while an alarm of drift is open", ["model"])
 PRUNING = Gauge("byline_pruning_loss", "Items outside the shortlists that beat the last of the top inside, by its size",
                 ["model", "bound"])  # fmt: skip

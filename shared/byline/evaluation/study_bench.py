@@ -221,12 +221,16 @@ class Bench:
 
     def fitted(self, name: str, fit: Fit) -> Cell:
         """A head judged on the test queries, over all seeds."""
+        return cell_of(name, self.fitted_rows(name, fit))
+
+    def fitted_rows(self, name: str, fit: Fit) -> list[Row]:
+        """A row for every seed: ``judged`` on the test queries, ``validation`` on those that choose."""
         rows = []
         for number, seed in enumerate(self.seeds):
             self.report(f"head: {name}", number, len(self.seeds))
             rows.append(self.row({"fit": asdict(fit), "seed": seed}, lambda seed=seed: self._fit_row(fit, seed)))  # type: ignore[misc]
         self.report(f"head: {name}", len(self.seeds), len(self.seeds))
-        return cell_of(name, rows)
+        return rows
 
     def fit(self, fit: Fit, seed: int) -> Student:
         """One fit of the grid, from one noise half of the labels."""
@@ -262,7 +266,9 @@ class Bench:
 
     def _fit_row(self, fit: Fit, seed: int) -> Row:
         student = self.fit(fit, seed)
+        validation = self.validation_set(fit.encoders)
         return {"judged": self.judge(student.scores(self.test_set(fit.encoders)), self.held_out.tau),
+                "validation": self.judge(student.scores(validation), validation.tau),
                 "facts_of_fit": student.facts()}  # fmt: skip
 
 

@@ -28,7 +28,8 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class StudyData:
     """``item_features`` [n, d] and ``query_features`` [q, d] of the encoders in ``blocks`` (name, width), in order;
-    ``tau`` [2, q, n], the teacher's two halves of disjoint noise; ``splits`` [q]; ``digest`` of all of it."""
+    ``tau`` [2, q, n], the teacher's two halves of disjoint noise, and ``error`` [q, n] the standard error of one;
+    ``splits`` [q]; ``digest`` of all of it."""
 
     items: Sequence[TeacherItem]
     queries: Sequence[TeacherQuery]
@@ -40,6 +41,7 @@ class StudyData:
     teacher_id: str
     digest: str
     disjoint: bool
+    error: FloatArray | None = None
 
     @cached_property
     def item_ids(self) -> IntArray:
@@ -81,7 +83,9 @@ class StudyData:
         columns = self.columns(encoders or self.encoders)
         places = np.arange(len(self.items)) if items is None else items
         found = self.tau[half][np.ix_(rows, places)] if tau is None else tau
+        error = self.error if tau is None else None
         return LabelledSet(
             np.ascontiguousarray(self.query_features[np.ix_(rows, columns)]), self.item_ids[places],
             np.ascontiguousarray(self.item_features[np.ix_(places, columns)]), found,
+            None if error is None else error[np.ix_(rows, places)],
         )  # fmt: skip

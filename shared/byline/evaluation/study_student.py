@@ -34,6 +34,11 @@ class StudentSettings:
     outside_share: float = 0.1
     evaluate_at: int = 100
     max_steps: int = 160
+    #: Options of the fit and of the head; see study *options*.
+    weighted: bool = False
+    own_query_mean: bool = True
+    residual: bool = True
+    item_prior: bool = True
 
     def facts(self) -> dict[str, object]:
         """For a row's key."""
@@ -75,7 +80,10 @@ def fit_student(train: LabelledSet, validation: LabelledSet, blocks: Sequence[tu
                 settings: StudentSettings, seed: int, progress: Progress | None = None) -> Student:  # fmt: skip
     """Fit on ``train``, choosing the step by mAP on ``validation``; ``blocks`` (encoder, width) of the columns."""
     names, widths = zip(*blocks, strict=True)
-    config = HeadConfig.of_encoders(names, widths, settings.hidden, settings.out_dim)
+    config = replace(
+        HeadConfig.of_encoders(names, widths, settings.hidden, settings.out_dim),
+        own_query_mean=settings.own_query_mean, residual=settings.residual, item_prior=settings.item_prior,
+    )  # fmt: skip
     started = time.monotonic()
     report = fit_head(train, validation, config, _fit_config(settings), seed, progress)
     return Student(report, time.monotonic() - started)
@@ -105,4 +113,5 @@ def narrowed(student: Student, width: int, train: LabelledSet, validation: Label
 
 def _fit_config(settings: StudentSettings) -> FitConfig:
     return FitConfig(loss=settings.loss, max_steps=settings.max_steps, outside_share=settings.outside_share,
-                     evaluate_at=settings.evaluate_at, evaluate_every=max(1, min(20, settings.max_steps // 4)))
+                     evaluate_at=settings.evaluate_at, weighted=settings.weighted,
+                     evaluate_every=max(1, min(20, settings.max_steps // 4)))  # fmt: skip

@@ -25,7 +25,7 @@ from byline.evaluation.map import mean_average_precision
 from byline.ranker.direct import EXPONENTS, TEMPERS
 from byline.ranker.head import Head, HeadConfig
 from byline.ranker.labelled_set import LabelledSet, influence_ranks
-from byline.ranker.losses import RankingLoss, make_loss
+from byline.ranker.losses import RankingLoss, make_loss, reliability_weights
 from byline.ranker.sampling import PairSampler
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,7 +38,10 @@ NEAR = 0.005
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of a fit. ``evaluate_at`` is the L of the validation mAP(L) that decides when to stop."""
+    """Settings of a fit. ``evaluate_at`` is the L of the validation mAP(L) that decides when to stop.
+
+    ``weighted``: a pair counts as far as its label's standard error lets it be trusted (``reliability_weights``).
+    """
 
     loss: str = "listwise"
     max_steps: int = 160
@@ -53,6 +56,7 @@ class FitConfig:
     patience: int = 4
     evaluate_at: int = 100
     encode_batch: int = 1024
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def fit_head(
     called after every step. Raises LabelsNotUsable if there is nothing to learn from or to judge by.
     """
     _check(train, validation, config)
+    weights = _weights(train) if fit.weighted else None
     # Layers and dropout draw from torch's global generator: run it from the seed, and leave the caller's as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,7 +117,8 @@ def fit_head(
             outside_share=fit.outside_share,
             rng=np.random.default_rng(seed),
         )
-        fitted = _descend(head, loss, _optimizer(head, loss, fit), sampler, train, validation, fit, progress)
+        fitted = _descend(head, loss, _optimizer(head, loss, fit), sampler, train, validation, fit, progress,
+                          weights)  # fmt: skip
     # Fitted in full, then put in order and cut: ``config.width`` decides what is served, not what is learnt.
     head.order_columns(train.item_features)
     head = head.narrowed(config.embedding_dim)
@@ -128,6 +134,7 @@ def _descend(
     validation: LabelledSet,
     fit: FitConfig,
     progress: Progress | None,
+    weights: FloatArray | None,
 ) -> FitReport:
     queries = torch.from_numpy(np.array(train.query_features, dtype=np.float32))
     items = torch.from_numpy(np.array(train.item_features, dtype=np.float32))
@@ -144,8 +151,9 @@ def _descend(
         batch = sampler.draw()
         head.train()
         scores = head.query_embedding(queries[batch.queries]) @ head.item_embedding(items[batch.items]).T
+        trusted = None if weights is None else torch.from_numpy(weights[np.ix_(batch.queries, batch.items)])
         value = loss(
-            scores, torch.from_numpy(batch.ranks), torch.from_numpy(batch.totals), torch.from_numpy(batch.mask)
+            scores, torch.from_numpy(batch.ranks), torch.from_numpy(batch.totals), torch.from_numpy(batch.mask), trusted
         )
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -246,6 +254,13 @@ def _schedule(step: int, fit: FitConfig) -> float:
 
 def _snapshot(head: Head) -> dict[str, torch.Tensor]:
     return copy.deepcopy(head.state_dict())
+
+
+def _weights(train: LabelledSet) -> FloatArray:
+    """[q, n]: how far each label is trusted; 1 for what the teacher did not score, which is sampled as unrelated."""
+    if train.standard_error is None:
+        raise LabelsNotUsable("a weighted fit needs the labels' standard errors: fit without weights, or load them")
+    return np.where(train.scored(), reliability_weights(train.tau, train.standard_error), np.float32(1.0))
 
 
 def _check(train: LabelledSet, validation: LabelledSet, config: HeadConfig) -> None:

@@ -2,7 +2,8 @@
 
 Why it exists: pauses and budgets are given through the API, must hold at once, and outlive every process. They are
 one row for a model; the gateway writes it, curation and the workers that rank read it. The waiting ranking jobs of a
-paused model are put off far into the future in the same transaction, so that no worker begins one afterwards.
+paused model are put off far into the future in the same transaction, so that no worker begins one afterwards. Whoever
+makes a ranking job takes its turn with whoever pauses (:func:`take_turn`), so that none slips in between.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from byline.db.curation_models import CurationControlRow
 from byline.drift.alarms import notify
 from byline.errors import InvalidRequest
 
+#: Ranking jobs belong to no client; quotas and listings of clients never see them.
+PROJECT = "byline-curation"
 CONTROLS: Table = CurationControlRow.metadata.tables["curation_controls"]
 #: When a held job is due: never, in a form that every driver can read.
 _HELD = datetime(2200, 1, 1, tzinfo=UTC)
-#: The windows over which budgets are counted: not so short that a batch breaks them, nor so long that all of a day's
-#: queries could come at once.
+#: The window over which queries an hour are counted: not so short that a batch breaks it, nor so long that all of a
+#: day's queries could come at once.
 SHORTEST_WINDOW = timedelta(minutes=10)
+#: What was asked for longer ago is paid for.
+_LONGEST = timedelta(days=30)
+_LOCK = 0x63757261  # "cura" in ASCII
 SHARES = ("gpu_share", "uniform_share", "repeat_share", "drift_share")
 
 
@@ -32,7 +38,7 @@ SHARES = ("gpu_share", "uniform_share", "repeat_share", "drift_share")
 class CurationControl:
     """What holds for one model now. ``queries_per_hour`` None: as many as the workers manage.
 
-    ``gpu_share``: of the verification workers' time, measured over ten minutes; ``uniform_share`` of the queries chosen
+    ``gpu_share``: of the verification workers' time, from batch to batch; ``uniform_share`` of the queries chosen
     by chance alone; ``repeat_share`` of the labels made twice; ``drift_share`` of the opted-in lookups that the teacher
     checks.
     """
@@ -57,6 +63,7 @@ def read_control(connection: Connection, model_id: str) -> CurationControl:
 
 def set_paused(connection: Connection, model_id: str, paused: bool, reason: str) -> CurationControl:
     """Pause or resume, in the caller's transaction: no query is chosen and no ranking begun until resumed."""
+    take_turn(connection)
     _upsert(connection, model_id, {"paused": paused, "reason": reason})
     if paused:
         hold_rankings(connection, model_id)
@@ -76,6 +83,11 @@ def set_budget(connection: Connection, model_id: str, changes: Mapping[str, floa
             raise InvalidRequest(name, "is no figure of a budget")
     _upsert(connection, model_id, dict(changes))
     return read_control(connection, model_id)
+
+
+def take_turn(connection: Connection) -> None:
+    """One at a time, until the caller's transaction ends: makers of ranking jobs, and whoever pauses or resumes."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 def hold_rankings(connection: Connection, model_id: str) -> int:
@@ -104,58 +116,89 @@ def is_paused(connection: Connection, model_id: str) -> bool:
 
 @dataclass(frozen=True)
 class Spent:
-    """What curation used in the last window: queries asked of workers, and seconds of workers by workers."""
+    """What curation used in the last window: queries asked of workers, and seconds of workers by workers.
+
+    ``asked_s``: seconds since it asked for anything (None: not lately), and ``since_asked`` the seconds of workers that
+    its rankings took since then.
+    """
 
     queries: int
     worker_seconds: float
     workers: int
     window: timedelta
+    asked_s: float | None = None
+    since_asked: float = 0.0
 
 
 def window_of(control: CurationControl, batch: int) -> timedelta:
-    """The time over which the budget is counted: long enough for one batch at the rate that is allowed."""
+    """The time over which queries an hour are counted: long enough for one batch at the rate that is allowed."""
     rate = control.queries_per_hour
     if not rate:
         return SHORTEST_WINDOW
     return max(SHORTEST_WINDOW, timedelta(hours=batch / rate))
 
 
+_COUNTED = text("""
+    SELECT (SELECT count(*) FROM job_queries q JOIN jobs j ON j.id = q.job_id
+            WHERE j.project_id = :project AND j.model_id = :model
+                AND j.create_time > now() - make_interval(secs => :seconds)
+        ) AS queries,
+        (SELECT count(*) FROM worker_reports WHERE queue = 'verification' AND last_seen > now() - interval '5 minutes'
+        ) AS workers,
+        (SELECT extract(epoch FROM now() - max(j.create_time)) FROM jobs j
+            WHERE j.project_id = :project AND j.model_id = :model
+                AND j.create_time > now() - make_interval(secs => :longest)
+        ) AS asked_s
+""")
+# Of each job that did anything since then, and of each that runs: its whole history, however long ago it began.
+_WORKED = text("""
+    WITH touched AS (
+        SELECT job_id FROM job_events WHERE stage = 'rank' AND at > now() - make_interval(secs => :seconds)
+        UNION SELECT id FROM jobs WHERE stage = 'rank' AND state IN ('RUNNING', 'CANCELLING')
+    ), spans AS (
+        SELECT e.to_state, greatest(e.at, now() - make_interval(secs => :seconds)) AS began,
+            coalesce(lead(e.at) OVER (PARTITION BY e.job_id ORDER BY e.id), now()) AS ended
+        FROM touched t JOIN jobs j ON j.id = t.job_id AND j.model_id = :model JOIN job_events e ON e.job_id = j.id
+        WHERE e.stage = 'rank'
+    )
+    SELECT coalesce(sum(extract(epoch FROM ended - began)) FILTER (WHERE to_state = 'RUNNING' AND ended > began), 0)
+    FROM spans
+""")
+
+
 def spent(connection: Connection, model_id: str, window: timedelta) -> Spent:
-    """What was used since ``window`` ago, by the database's clock."""
-    parameters: dict[str, Any] = {"model": model_id, "seconds": window.total_seconds()}
-    queries = connection.execute(text("""
-        SELECT count(*) FROM job_queries q JOIN jobs j ON j.id = q.job_id
-        WHERE j.kind = 'ranking' AND j.model_id = :model AND j.create_time > now() - make_interval(secs => :seconds)
-    """), parameters).scalar_one()  # fmt: skip
-    # Also what began before the window and ended in it, but only since then; what runs still, until now.
-    seconds = connection.execute(text("""
-        WITH spans AS (
-            SELECT e.to_state, greatest(e.at, now() - make_interval(secs => :seconds)) AS began,
-                coalesce(lead(e.at) OVER (PARTITION BY e.job_id ORDER BY e.id), now()) AS ended
-            FROM job_events e JOIN jobs j ON j.id = e.job_id AND j.model_id = :model
-            WHERE e.stage = 'rank' AND e.at > now() - make_interval(secs => 2 * :seconds)
-        )
-        SELECT coalesce(sum(extract(epoch FROM ended - began)) FILTER (WHERE to_state = 'RUNNING' AND ended > began), 0)
-        FROM spans
-    """), parameters).scalar_one()  # fmt: skip
-    workers = connection.execute(text("""
-        SELECT count(*) FROM worker_reports WHERE queue = 'verification' AND last_seen > now() - interval '5 minutes'
-    """)).scalar_one()
-    return Spent(int(queries), float(seconds), int(workers), window)
+    """What was used since ``window`` ago, and since something was asked for last, by the database's clock."""
+    parameters = {"project": PROJECT, "model": model_id, "seconds": window.total_seconds(),
+                  "longest": _LONGEST.total_seconds()}  # fmt: skip
+    row = connection.execute(_COUNTED, parameters).one()
+    asked_s = None if row.asked_s is None else float(row.asked_s)
+    return Spent(
+        int(row.queries), _worked(connection, model_id, window.total_seconds()), int(row.workers), window, asked_s,
+        0.0 if asked_s is None else _worked(connection, model_id, asked_s),
+    )  # fmt: skip
 
 
 def allowance(control: CurationControl, used: Spent, batch: int) -> int:
-    """How many queries may be asked for now, at most ``batch``; 0 while paused or the budget is spent."""
-    if control.paused:
+    """How many queries may be asked for now, at most ``batch``; 0 while paused or the budget is spent.
+
+    Nobody knows beforehand how long a batch will run. So its time is saved up afterwards: the next one waits until what
+    rankings took since the last was asked for is no more than the share of the time that has passed. Every time between
+    two batches then keeps the share, and so does any sum of them, however long one runs.
+    """
+    if control.paused or control.gpu_share <= 0:
         return 0
-    if control.gpu_share <= 0 or used.worker_seconds > control.gpu_share * max(used.workers, 1) * (
-        used.window.total_seconds()
+    if control.gpu_share < 1 and used.asked_s is not None and (
+        used.since_asked > control.gpu_share * max(used.workers, 1) * used.asked_s
     ):
         return 0
     if control.queries_per_hour is None:
         return batch
     allowed = control.queries_per_hour * used.window.total_seconds() / 3600.0
     return max(0, min(batch, int(allowed + 1e-9) - used.queries))
+
+
+def _worked(connection: Connection, model_id: str, seconds: float) -> float:
+    return float(connection.execute(_WORKED, {"model": model_id, "seconds": seconds}).scalar_one())
 
 
 def _upsert(connection: Connection, model_id: str, values: Mapping[str, Any]) -> None:

@@ -67,11 +67,11 @@ def active_release_id(connection: Connection, model_id: str) -> str | None:
     return found
 
 
-def add_choice(connection: Connection, query_id: uuid.UUID, model_id: str, chosen_for: str, chance: float | None,
-               release_id: str | None) -> None:
+def add_choice(
+    connection: Connection, query_id: uuid.UUID, model_id: str, chosen_for: str, release_id: str | None
+) -> None:
     """Record why a query was chosen; the first reason stays."""
-    values = {"query_id": query_id, "model_id": model_id, "chosen_for": chosen_for, "chance": chance,
-              "release_id": release_id}
+    values = {"query_id": query_id, "model_id": model_id, "chosen_for": chosen_for, "release_id": release_id}
     connection.execute(insert(CHOICES).values(values).on_conflict_do_nothing())
 
 
@@ -135,6 +135,12 @@ def add_repeat(connection: Connection, query_id: uuid.UUID, model_id: str, candi
     """Record that a query is asked for once more, in the transaction that makes the job."""
     values = {"query_id": query_id, "model_id": model_id, "candidate_set": candidate_set, "job_id": job_id}
     connection.execute(insert(REPEATS).values(values).on_conflict_do_nothing())
+
+
+def rankings_made(connection: Connection, model_id: str) -> int:
+    """How many rankings of the model there are, whoever made them: what ``BYLINE_CURATION_MAX_RANKINGS`` limits."""
+    statement = select(func.count()).select_from(RANKINGS).where(RANKINGS.c.model_id == model_id)
+    return int(connection.execute(statement).scalar_one())
 
 
 def choices_made(connection: Connection, model_id: str) -> int:

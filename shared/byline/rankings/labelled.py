@@ -8,6 +8,7 @@ held-out queries with too few scored items do not judge, because their mAP(L) me
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -42,6 +43,11 @@ class Ranked(Protocol):
     @property
     def tau(self) -> FloatArray:
         """[n]."""
+        ...
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """[n], of τ; NaN where unknown."""
         ...
 
     @property
@@ -144,10 +150,19 @@ def half_of(ranking: Ranked, half: int) -> FloatArray:
     return ranking.tau if ranking.tau_halves is None else ranking.tau_halves[half]
 
 
+def half_error(ranking: Ranked) -> FloatArray:
+    """Standard error [n] of :func:`half_of`: of half as many draws, where there are halves."""
+    return ranking.standard_error if ranking.tau_halves is None else ranking.standard_error * np.float32(math.sqrt(2.0))
+
+
 def labelled_set(rankings: Sequence[Ranked], query_features: FloatArray, item_ids: IntArray,
-                 item_features: FloatArray, half: int) -> LabelledSet:
-    """Rankings over the items as a matrix. ``query_features`` [q, in] in the order of ``rankings``."""
+                 item_features: FloatArray, half: int, *, errors: bool = False) -> LabelledSet:
+    """Rankings over the items as a matrix. ``query_features`` [q, in] in the order of ``rankings``.
+
+    ``errors``: with the labels' standard errors, a second matrix as large as τ; a weighted fit needs it.
+    """
     if not rankings:
         raise LabelsNotUsable("there are no rankings of this kind")
     tau = dense_tau(item_ids, [r.item_ids for r in rankings], [half_of(r, half) for r in rankings])
-    return LabelledSet(query_features, item_ids, item_features, tau)
+    error = dense_tau(item_ids, [r.item_ids for r in rankings], [half_error(r) for r in rankings]) if errors else None
+    return LabelledSet(query_features, item_ids, item_features, tau, error)

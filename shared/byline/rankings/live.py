@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -101,11 +101,11 @@ def recent_queries(connection: Connection, model_id: str, most: int, days: int =
 
 
 def waiting_samples(connection: Connection, model_id: str, most: int) -> list[LiveQuery]:
-    """Samples of drift that no teacher was asked about yet, oldest first."""
+    """Samples of drift that no teacher was asked about yet, newest first: they tell of the window that alarms watch."""
     statement = (
         select(INTAKE)
         .where(INTAKE.c.model_id == model_id, INTAKE.c.state == "waiting")
-        .order_by(INTAKE.c.at, INTAKE.c.job_id)
+        .order_by(INTAKE.c.at.desc(), INTAKE.c.job_id)
         .limit(most)
     )
     return [LiveQuery(row["job_id"], row["prompt"], row["image_sha256"], row["release_id"], row["at"])
@@ -137,6 +137,15 @@ def void_sample(connection: Connection, job_id: uuid.UUID, why: str) -> None:
     connection.execute(
         INTAKE.update().where(INTAKE.c.job_id == job_id, INTAKE.c.purpose == "drift").values(state="void", why=why)
     )
+
+
+def drop_stale_samples(connection: Connection, model_id: str, older_than: timedelta) -> int:
+    """Give up samples that waited so long for the teacher that no window asks for them any more; returns how many."""
+    statement = text(
+        "UPDATE live_intake SET state = 'void', why = 'the teacher had no time for it' WHERE model_id = :model "
+        "AND purpose = 'drift' AND state = 'waiting' AND at < now() - make_interval(secs => :seconds)"
+    )
+    return connection.execute(statement, {"model": model_id, "seconds": older_than.total_seconds()}).rowcount
 
 
 def forget_void(connection: Connection, model_id: str, days: int = 8) -> int:

@@ -112,7 +112,7 @@ def producer(engine: Engine, blobs: BlobStore) -> Producer:
         return choose_shortlist(query, IDS, FEATURES, count=50, explore_share=0.2, seed=planned.seed)
 
     return Producer(engine, JobStore(engine, {}), RankingStore(engine), blobs, MODEL,
-                    Labelling("abu_plus_linear", 16, {}), lambda planned: planned.prompt.encode(), candidates, 60.0)
+                    Labelling("abu_plus_linear", 16, {}), lambda planned: planned.prompt.encode(), candidates)
 
 
 def rank_all(engine: Engine, noise: float = 0.0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,8 +11,11 @@ from sqlalchemy import Engine, select, text, update
 from byline.catalog.blobs import BlobStore
 from byline.db.session import transaction
 from byline.drift import open_alarm
-from byline.jobs.states import Tier
-from byline.rankings.controls import CurationControl, allowance, spent
+from byline.drift.report import SAMPLES_DROPPED
+from byline.jobs.outbox import expire_jobs
+from byline.jobs.states import Stage, Tier
+from byline.jobs.store import JobStore
+from byline.rankings.controls import CurationControl, allowance, set_paused, spent
 from byline.rankings.curated import add_choice, labels_made, measured_rows, reliability_rows, repeatable
 from byline.rankings.labelled import load_splits
 from byline.rankings.store import RankingStore
@@ -148,7 +152,7 @@ def test_the_first_reason_for_a_query_stays(engine: Engine, blobs: BlobStore) ->
     making.produce([PlannedQuery("kite", 1, 1, "train", chosen_for="far")])
     with transaction(engine) as connection:
         query_id = connection.execute(select(TABLES["queries"].c.id)).scalar_one()
-        add_choice(connection, query_id, MODEL, "uniform", 0.5, None)
+        add_choice(connection, query_id, MODEL, "uniform", None)
     assert count(engine, "query_choices", chosen_for="far") == 1
 
 
@@ -166,10 +170,79 @@ def test_what_was_spent_is_counted_from_what_workers_did(engine: Engine, blobs: 
             "INSERT INTO worker_reports (worker_id, service, queue, pid)"
             " VALUES ('v', 'workers', 'verification', 1), ('l', 'workers', 'lookup', 1)"
         ))  # fmt: skip
+        connection.execute(text("UPDATE jobs SET create_time = now() - interval '200 seconds' WHERE id = :job"),
+                           {"job": job_id})  # fmt: skip
         everything = spent(connection, MODEL, timedelta(minutes=10))
         lately = spent(connection, MODEL, timedelta(seconds=80))
     assert (everything.queries, everything.workers) == (3, 1)
     assert everything.worker_seconds == pytest.approx(90, abs=2)
     assert lately.worker_seconds == pytest.approx(70, abs=2)  # the first 20 s were before the window
-    assert allowance(CurationControl(gpu_share=0.1), everything, 8) == 0
-    assert allowance(CurationControl(gpu_share=0.2), everything, 8) == 8
+    assert everything.asked_s == pytest.approx(200, abs=2) and everything.since_asked == pytest.approx(90, abs=2)
+    assert allowance(CurationControl(gpu_share=0.4), everything, 8) == 0
+    assert allowance(CurationControl(gpu_share=0.5), everything, 8) == 8
+
+
+def test_a_ranking_that_runs_longer_than_any_window_is_counted_whole(engine: Engine, blobs: BlobStore) -> None:
+    """Claimed 25 minutes ago and still running, or ended a minute ago: the window of ten minutes is full, or nearly."""
+    job_id = producer(engine, blobs).produce([PlannedQuery("kite", 1, 1, "train")])
+    event = text("INSERT INTO job_events (job_id, at, to_state, stage, actor, fence, reason)"
+                 " VALUES (:job, now() - make_interval(secs => :seconds), :state, 'rank', 'w', 1, '')")  # fmt: skip
+    with transaction(engine) as connection:
+        connection.execute(text("DELETE FROM job_events"))
+        connection.execute(text("UPDATE jobs SET state = 'RUNNING', create_time = now() - interval '26 minutes'"))
+        connection.execute(event, {"job": job_id, "seconds": 1500, "state": "RUNNING"})
+        running = spent(connection, MODEL, timedelta(minutes=10))
+        connection.execute(text("UPDATE jobs SET state = 'SUCCEEDED'"))
+        connection.execute(event, {"job": job_id, "seconds": 60, "state": "SUCCEEDED"})
+        ended = spent(connection, MODEL, timedelta(minutes=10))
+    assert (running.worker_seconds, running.since_asked) == (pytest.approx(600, abs=2), pytest.approx(1500, abs=2))
+    assert (ended.worker_seconds, ended.since_asked) == (pytest.approx(540, abs=2), pytest.approx(1440, abs=2))
+    assert allowance(CurationControl(gpu_share=0.25), ended, 8) == 0
+
+
+def test_a_pause_while_pictures_are_generated_leaves_no_ranking_that_is_due(engine: Engine, blobs: BlobStore) -> None:
+    def generate(planned: PlannedQuery) -> bytes:
+        with transaction(engine) as connection:
+            set_paused(connection, MODEL, True, "now")
+        return planned.prompt.encode()
+
+    making = replace(producer(engine, blobs), generate=generate)
+    job = making.produce([PlannedQuery("kite", 1, 1, "train")])
+    store = JobStore(engine, {})
+    assert store.claim(job, Stage.RANK, "w", 30.0) is None
+    assert not store.take_due({Stage.RANK: 4}, {Stage.RANK: 60.0})
+    with transaction(engine) as connection:
+        set_paused(connection, MODEL, False, "")
+    assert store.claim(job, Stage.RANK, "w", 30.0) is not None
+
+
+def test_a_ranking_that_was_held_for_a_year_has_not_failed(engine: Engine, blobs: BlobStore) -> None:
+    job = producer(engine, blobs).produce([PlannedQuery("kite", 1, 1, "train")])
+    with transaction(engine) as connection:
+        set_paused(connection, MODEL, True, "the GPUs are sold")
+        connection.execute(text(
+            "UPDATE jobs SET create_time = create_time - interval '1 year',"
+            " expire_time = expire_time - interval '1 year'"
+        ))  # fmt: skip
+        assert expire_jobs(connection, 10) == []
+        set_paused(connection, MODEL, False, "")
+    assert JobStore(engine, {}).claim(job, Stage.RANK, "w", 30.0) is not None
+
+
+def test_samples_are_asked_about_newest_first_and_given_up_when_older_than_the_window(
+    engine: Engine, blobs: BlobStore
+) -> None:
+    for number in range(4):
+        ask(engine, blobs, f"kite {number}")
+    taking, control = intake(engine, blobs), CurationControl(drift_share=1.0)
+    taking.step(control)
+    ages = {"kite 0": 25, "kite 1": 20, "kite 2": 1, "kite 3": 9}
+    with transaction(engine) as connection:
+        for prompt, hours in ages.items():
+            connection.execute(text("UPDATE live_intake SET at = now() - make_interval(hours => :hours)"
+                                    " WHERE prompt = :prompt"), {"hours": hours, "prompt": prompt})  # fmt: skip
+    before = SAMPLES_DROPPED.labels(MODEL)._value.get()
+    taking.step(control)
+    assert [one.prompt for one in taking.samples(2, frozenset())] == ["kite 2", "kite 3"]
+    assert count(engine, "live_intake", state="void") == 1 and count(engine, "live_intake", state="waiting") == 3
+    assert SAMPLES_DROPPED.labels(MODEL)._value.get() == before + 1

@@ -59,7 +59,7 @@ def producer(engine: Engine, tmp_path: Path) -> Producer:
     return Producer(
         engine, JobStore(engine, {}), RankingStore(engine), BlobStore(tmp_path / "blobs"), "toy",
         Labelling("abu_plus_linear", 16, {}), lambda planned: planned.prompt.encode(),
-        lambda planned, picture: Shortlist(np.arange(4, dtype=np.int64)), 60.0,
+        lambda planned, picture: Shortlist(np.arange(4, dtype=np.int64)),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -210,3 +211,14 @@ def test_the_command_line_shows_drift_and_labels_and_closes_an_alarm(
     assert "is closed by local: seen" in run("drift", "--close", str(alarm.id), "--reason", "seen")
     assert "train 2" in run("labels", "quality")
     assert json.loads(run("labels", "quality", "--json"))["repeat_overlap"]["value"] == 0.75
+
+
+def test_the_status_says_that_the_limit_of_rankings_is_why_nothing_is_asked(
+    running: Running, run: Callable[..., str]
+) -> None:
+    measured(running, "student", "uniform", datetime.now(UTC), 0.9)
+    limits = running.context.limits
+    for most, said in ((0, "rankings: 1\n"), (2, "rankings: 1 of at most 2\n"), (1, "NOTHING IS ASKED")):
+        object.__setattr__(running.context, "limits", replace(limits, max_rankings=most))
+        assert said in run("curation", "status", "--model", MODEL)
+    object.__setattr__(running.context, "limits", limits)

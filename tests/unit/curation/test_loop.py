@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import structlog
+
 from byline.errors import DatabaseUnavailable
-from services.curation.loop import Curator
+from services.curation.loop import Curator, drift_part
 from services.curation.plan import PlannedQuery
 from services.curation.produce import Producer
 
@@ -98,7 +100,7 @@ def test_a_job_has_as_many_queries_as_a_batch_holds_and_the_budget_allows() -> N
     assert curator(producing, lambda: LONG_PLAN, batch=4).tick()
     assert curator(producing, lambda: LONG_PLAN, batch=4, max_rankings=3).tick()
     assert producing.batches == [[f"thing {n}" for n in numbers] for numbers in (range(4), range(4, 7))]
-    assert not curator(producing, lambda: LONG_PLAN, batch=4, max_rankings=0).tick()
+    assert curator(producing, lambda: LONG_PLAN, batch=3, max_rankings=0).tick()  # 0: no limit
 
 
 def test_a_query_whose_job_ended_in_vain_takes_no_other_query_with_it() -> None:
@@ -111,3 +113,31 @@ def test_a_query_whose_job_ended_in_vain_takes_no_other_query_with_it() -> None:
         producing.without_job.discard(LONG_PLAN[0] if len(producing.batches) == 2 else LONG_PLAN[2])
     loop.tick()
     assert producing.batches[1:] == [["thing 0"], ["thing 2"], ["thing 3", "thing 4", "thing 5"]]
+
+
+def test_drift_samples_take_half_of_what_is_asked_for_and_leave_the_rest_to_the_plan() -> None:
+    producing = Producing()
+    waiting = [PlannedQuery(f"live {n}", n, 100 + n, "train", source="live") for n in range(100)]
+    left = lambda most, known: [one for one in waiting if (one.prompt, one.seed) not in known][:most]  # noqa: E731
+    loop = Curator(cast(Producer, producing), lambda: LONG_PLAN, lambda: 0, lambda: 0, target_open=2, max_rankings=100,
+                   batch=4, samples=left)  # fmt: skip
+    assert loop.tick() and loop.tick()
+    assert producing.batches == [["live 0", "live 1", "thing 0", "thing 1"], ["live 2", "live 3", "thing 2", "thing 3"]]
+
+
+def test_single_queries_are_samples_and_planned_ones_in_turn() -> None:
+    assert [drift_part(1, asked) for asked in range(4)] == [0, 1, 0, 1]
+    assert [drift_part(8, asked) for asked in (0, 1)] == [4, 4]
+    assert sum(drift_part(5, asked) for asked in (6, 11)) == 5
+
+
+def test_whoever_watches_is_told_that_the_limit_of_rankings_is_why_nothing_is_asked() -> None:
+    producing, told, made = Producing(), list[bool](), [4]
+    loop = Curator(cast(Producer, producing), lambda: LONG_PLAN, lambda: 0, lambda: made[0], target_open=2,
+                   max_rankings=5, batch=4, full=told.append)  # fmt: skip
+    assert loop.tick() and producing.batches == [["thing 0"]]
+    made[0] = 5
+    with structlog.testing.capture_logs() as lines:
+        assert not loop.tick() and not loop.tick()
+    assert told == [False, True, True]
+    assert [line["event"] for line in lines] == ["curation_full"] and "MAX_RANKINGS" in lines[0]["why"]

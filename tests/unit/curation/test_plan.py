@@ -93,3 +93,19 @@ def test_a_group_whose_stored_splits_disagree_gets_no_more_queries() -> None:
     assert {p.prompt for p in itertools.islice(plan_queries(items, 0, stored), 50)} == {"thing 2"}
     one_caption = {"thing 2": {"train", "test"}}
     assert "thing 2" not in {p.prompt for p in itertools.islice(plan_queries(items, 0, one_caption), 50)}
+
+
+def test_captions_of_the_same_words_share_a_split_whatever_their_case_and_punctuation() -> None:
+    spoken = [Item(item_id=n, caption=f"A red thing, {n}!", near_duplicate_group=n) for n in range(40)]
+    again = [Item(item_id=100 + n, caption=f"a  red thing {n}", near_duplicate_group=100 + n) for n in range(40)]
+    planned = itertools.islice(plan_queries([*spoken, *again], 0), 80)
+    splits = {p.prompt: p.split for p in planned}
+    assert len(splits) == 80
+    assert all(splits[one.caption] == splits[other.caption] for one, other in zip(spoken, again, strict=True))
+
+
+def test_a_later_caption_takes_the_split_of_the_stored_query_whose_words_it_has() -> None:
+    items = [thing(n, n) for n in range(40)]
+    other = {p.prompt: "validation" if p.split == "train" else "train" for p in first_round(items)}
+    live = {f"{prompt.upper()}?": {split} for prompt, split in other.items()}
+    assert {p.prompt: p.split for p in first_round(items, stored=live)} == other

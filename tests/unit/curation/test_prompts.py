@@ -11,8 +11,15 @@ import pytest
 
 from byline.errors import SettingsInvalid
 from services.curation.chooser import Chooser, Labelled
-from services.curation.plan import PlannedQuery, split_of
-from services.curation.prompts import PromptGroups, interleaved, live_seed, normalised, plan_of_file, read_prompts
+from services.curation.plan import PlannedQuery, normalised, split_of
+from services.curation.prompts import (
+    PromptGroups,
+    interleaved,
+    live_seed,
+    plan_of_file,
+    read_prompts,
+    without_leaks,
+)
 
 
 def letters(prompts: Sequence[str]) -> np.ndarray:
@@ -67,19 +74,25 @@ POOL = [PlannedQuery(prompt, n, n, "train") for n, prompt in enumerate(["aaa", "
 
 def test_the_chooser_takes_what_is_far_from_the_labelled_and_says_why() -> None:
     chooser = Chooser(letters, lambda: Labelled(("aaaa", "baaa"), {}), lambda: 0, 0)
-    taken = chooser(POOL, 2, 0.0)
+    taken = chooser(POOL, POOL[:2], 2, 0.0)
     assert taken[0].prompt[0] == "z" or taken[1].prompt[0] == "z"
-    assert {one.chosen_for for one in taken} == {"far"} and all(one.chance == 0.0 for one in taken)
-    by_chance = chooser(POOL, 2, 1.0)
-    assert [one.chosen_for for one in by_chance] == ["uniform", "uniform"]
-    assert [one.chance for one in by_chance] == [0.5, 0.5]
-    assert chooser(POOL, 2, 1.0) == by_chance  # the same database chooses the same
-    assert chooser([], 2, 0.5) == []
+    assert {one.chosen_for for one in taken} == {"far"}
+    assert chooser(POOL, [], 2, 0.0) == taken  # the same database chooses the same
+    assert chooser([], [], 2, 0.5) == []
+
+
+def test_the_uniform_share_is_taken_in_the_order_that_chance_drew() -> None:
+    chooser = Chooser(letters, lambda: Labelled(("aaaa", "baaa"), {}), lambda: 0, 0)
+    drawn = [PlannedQuery("aaa", 90, 0, "train"), PlannedQuery("aab", 91, 1, "train")]  # near what is labelled
+    assert [(one.seed, one.chosen_for) for one in chooser(POOL, drawn, 2, 1.0)] == [(90, "uniform"), (91, "uniform")]
+    both = chooser(POOL, drawn, 2, 0.5)
+    assert [one.chosen_for for one in both] == ["uniform", "far"] and both[0].seed == 90
+    assert both[1].near_duplicate_group != 0  # not one group twice in a batch
 
 
 def test_with_nothing_labelled_everything_is_equally_far() -> None:
     chooser = Chooser(letters, lambda: Labelled((), {}), lambda: 0, 0)
-    assert len(chooser(POOL, 4, 0.25)) == 4
+    assert len(chooser(POOL, POOL[:1], 4, 0.25)) == 4
 
 
 def test_queries_like_those_that_student_and_teacher_dispute_are_preferred() -> None:
@@ -87,6 +100,16 @@ def test_queries_like_those_that_student_and_teacher_dispute_are_preferred() -> 
     votes = 0
     for number in range(20):
         chooser = Chooser(letters, lambda: labelled, lambda number=number: number, 0)  # type: ignore[misc]
-        disputed = [one for one in chooser(POOL, 2, 0.0) if one.chosen_for == "disagreement"]
+        disputed = [one for one in chooser(POOL, [], 2, 0.0) if one.chosen_for == "disagreement"]
         votes += sum(1 if one.prompt[0] == "z" else -1 for one in disputed)
     assert votes > 5
+
+
+def test_a_caption_that_nearly_repeats_a_stored_query_of_another_split_is_left_out() -> None:
+    plan = [PlannedQuery(prompt, n, n, "train") for n, prompt in enumerate(["kite red a", "a blue box", "kites"] * 40)]
+    stored = {"a red kite": {"test"}, "box blue a": {"train"}, "zzz": {"test"}}
+    found = list(without_leaks(plan, letters, stored))
+    assert {one.prompt for one in found} == {"a blue box", "kites"} and len(found) == 80
+    assert list(without_leaks(plan, letters, {"a red kite": {"train"}})) == plan
+    assert list(without_leaks(plan, letters, {})) == plan
+    assert list(without_leaks(plan[:1], letters, {"a red kite": {"train", "test"}})) == []

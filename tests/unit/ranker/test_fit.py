@@ -103,3 +103,28 @@ def test_nothing_to_judge_by_is_said(make_planted):
                           planted.validation.item_features, planted.validation.tau[:0])
     with pytest.raises(LabelsNotUsable):
         fit_head(planted.train, nothing, _config(planted), FIT, seed=0)
+
+
+@pytest.mark.parametrize("loss", ["listwise", "bce_rank"])
+def test_a_weighted_fit_does_not_learn_from_labels_that_are_known_to_be_noise(make_planted, loss):
+    planted, rng = make_planted(), np.random.default_rng(3)
+    spread = float(planted.train.tau.std())
+    wrong = rng.random(planted.train.tau.shape) < 0.6
+    noisy = np.where(wrong, rng.normal(scale=4 * spread, size=wrong.shape), planted.train.tau).astype(np.float32)
+    error = np.where(wrong, 4 * spread, 0.1 * spread).astype(np.float32)
+    train = replace(planted.train, tau=noisy, standard_error=error)
+    fit = replace(FIT, loss=loss)
+    plain, weighted = (fit_head(train, planted.validation, _config(planted), each, seed=0)
+                       for each in (fit, replace(fit, weighted=True)))
+    assert weighted.best_map > plain.best_map + 0.03
+
+
+def test_equal_errors_weigh_nothing_and_none_at_all_are_refused(make_planted):
+    planted = make_planted()
+    same = replace(planted.train, standard_error=np.full_like(planted.train.tau, 0.1))
+    fit = replace(FIT, max_steps=20)
+    plain = fit_head(planted.train, planted.validation, _config(planted), fit, seed=1)
+    weighted = fit_head(same, planted.validation, _config(planted), replace(fit, weighted=True), seed=1)
+    assert weighted.best_map == pytest.approx(plain.best_map, abs=2e-3)
+    with pytest.raises(LabelsNotUsable, match="standard errors"):
+        fit_head(planted.train, planted.validation, _config(planted), replace(fit, weighted=True), seed=1)

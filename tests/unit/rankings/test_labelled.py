@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def test_halves_that_share_the_items_noise_are_not_disjoint(teacher: str, disjoi
     halves = _ranking([5, 7], [2.0, 3.0], halves=[[1.0, 2.0], [3.0, 4.0]])
     assert halves_are_disjoint([halves], teacher) is disjoint
     assert not halves_are_disjoint([halves, _ranking([5, 7], [2.0, 3.0])], teacher)
+
+
+def test_the_error_of_a_half_is_that_of_half_as_many_draws():
+    ids, features = np.array([7, 5, 9]), np.zeros((3, 3), np.float32)
+    halved, whole = _ranking([5, 7], [2.0, 3.0], halves=[[1.0, 2.0], [3.0, 4.0]]), _ranking([5, 7], [2.0, 3.0])
+    for ranking, factor in ((halved, 2.0**0.5), (whole, 1.0)):
+        known = replace(ranking, standard_error=np.array([0.5, 0.25], np.float32))
+        made = labelled_set([known], features[:1], ids, features, LEARN, errors=True)
+        assert made.standard_error is not None
+        np.testing.assert_allclose(made.standard_error, [[0.25 * factor, 0.5 * factor, np.nan]], rtol=1e-6)
+    assert labelled_set([whole], features[:1], ids, features, LEARN).standard_error is None
 
 
 def test_rankings_without_halves_give_all_of_tau():
