@@ -7,6 +7,7 @@ what an accelerator would refuse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from byline.diffusion.model import DiffusionModel
 from byline.errors import JobCancelled
-from byline.teachers import curvature_fit
+from byline.features.gradient import Gradient, fit_gradient_feature
+from byline.teachers import curvature_fit, item_losses
+from byline.teachers.abu_plus import AbuPlus
 from byline.teachers.curvature import Curvature
 from byline.teachers.curvature_fit import CurvatureFit, fit_curvature, fit_shard, merge_shards
+from byline.teachers.diagonal_fisher import fit_diagonal_fisher
+from byline.teachers.files import TeacherFiles
+from byline.teachers.first_order import AbuPlusLinear
 from byline.teachers.gradient_basis import GradientBasis, GradientSettings, item_features
 from byline.teachers.gradient_fold import FoldedFeatures
+from byline.teachers.natural_gradient import UnlearningSettings
 from byline.teachers.partial_sums import PartialSums, merge
+from byline.teachers.projected import ProjectedGradientTeacher
 from byline.teachers.ranking import ignore_progress, never_cancelled
+from byline.teachers.sketch import SketchTeacher
 from byline.teachers.sketch_basis import Coordinates
+from byline.teachers.sketch_fit import fit_sketches
 from byline.teachers.token_gradients import TokenBasis, TokenGradients
 
 #: A device that torch knows everywhere and asks no driver for.
@@ -54,10 +66,23 @@ class Elsewhere(torch.Tensor):
 
 
 class Accelerator(TorchDispatchMode):
-    """Within it tensors can be made on ``DEVICE`` and moved there."""
+    """Within it, and within ``FromPython``, tensors can be made on ``DEVICE`` and moved there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
+
+
+class FromPython(TorchFunctionMode):
+    """What torch makes of Python's numbers and lists it makes past any dispatch: here on the CPU first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.tensor and given.get("device") is not None:
+            device = given.pop("device")
+            return func(*args, **given).to(device)
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], list):
+            args = (args[0], torch.tensor(args[1]))
+        return func(*args, **given)
 
 
 def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -90,7 +115,7 @@ def _held(one: Any) -> Any:
 @pytest.fixture(autouse=True)
 def accelerator() -> Iterator[None]:
     torch.set_num_threads(1)
-    with Accelerator():
+    with Accelerator(), FromPython():
         yield
 
 
@@ -238,3 +263,51 @@ def test_gradients_there_meet_token_gradients_and_sketch_coordinates(curvature: 
     assert picked.device.type == DEVICE
     np.testing.assert_allclose(picked.cpu().numpy(), kept.pick(curvature.whiten(plain).items()).numpy(), rtol=1e-4)
     assert there.fingerprint(LAYERS) == curvature.fingerprint(LAYERS) == replace(there, seed=1).fingerprint(LAYERS)
+
+
+# -- a whole model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(bench: Any) -> DiffusionModel:
+    """A model on ``DEVICE``, moved after it was loaded: diffusers has a use of its own for a device of this name."""
+    model = DiffusionModel.load(bench.model.directory)
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return Elsewhere(tensor.detach().clone())
+
+    for module in (model.unet, model.vae, model.text.encoder):
+        module._apply(move)
+    model._alphas_cumprod, model.device = move(model._alphas_cumprod), DEVICE
+    object.__setattr__(model.text, "device", DEVICE)
+    return model
+
+
+def test_every_teacher_runs_there_and_ranks_as_it_does_on_the_cpu(
+    bench: Any, elsewhere: DiffusionModel, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(item_losses, "full_precision", lambda device: nullcontext())  # of a device that torch knows
+    settings = UnlearningSettings(corpus_size=6, query_draws=16, item_draws=16)
+    model, items, query = elsewhere, bench.items[:6], bench.query
+    there = bench.curvature.to(DEVICE)
+    for kind in (AbuPlusLinear, AbuPlus):
+        ours, theirs = kind(bench.model, bench.curvature, settings), kind(model, there, settings)
+        found, expected = (teacher.score(query, items).tau for teacher in (theirs, ours))
+        assert np.corrcoef(found, expected)[0, 1] > 0.99
+    linear = AbuPlusLinear(model, there, settings)
+    sketches = fit_sketches(linear, items, dimensions=4, fidelity_queries=[query], store=tmp_path / "fit")
+    assert sketches.tokens is not None
+    found = SketchTeacher(model, there, sketches.basis, sketches).score(query, items).tau
+    assert np.corrcoef(found, linear.score(query, items).tau)[0, 1] > 0.99
+    truth = sketches.tokens.scores(sketches.tokens.basis.directions(linear.directions([query])))
+    fit_gradient_feature(linear, sketches.tokens, [query], truth, tmp_path / "gradient")
+    basis = GradientBasis.load(tmp_path / "gradient", model.revision)
+    assert Gradient(model, there, basis).encode([query.image], [query.prompt]).shape == (1, basis.dimensions)
+    corpus = model.encode_images([i.image for i in items]), model.encode_prompts([i.caption for i in items])
+    fisher = fit_diagonal_fisher(model, *corpus, samples=16, seed=0)
+    assert np.isfinite(AbuPlusLinear(model, fisher, settings).score(query, items).tau).all()
+    trak = ProjectedGradientTeacher(
+        "d_trak", "output_norm", model, TeacherFiles(tmp_path), settings, "cross_attention_kv"
+    )
+    trak.fit(items)
+    assert np.isfinite(trak.score(query, items).tau).all()
