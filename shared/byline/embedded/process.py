@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,11 +75,13 @@ class ServerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.is_file() and log.stat().st_size > _LOG_LIMIT_BYTES:
             log.replace(log.with_suffix(".log.1"))
+        arm = None
+        if die_with_parent:
+            command, arm = _dying_with_parent(command, stop_signal)
         with log.open("ab") as stream:
             popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=cwd, env=environment,
-                start_new_session=True, preexec_fn=_die_with_parent(stop_signal) if die_with_parent else None,
-                **(identity or {}),
+                start_new_session=True, preexec_fn=arm, **(identity or {}),
             )
         started = ProcessIdentity.of(popen.pid) or ProcessIdentity(popen.pid, time.time())
         return ServerProcess(name, popen, started, log, stop_signal)
@@ -173,10 +176,18 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def _die_with_parent(stop_signal: signal.Signals) -> Callable[[], None]:
+def _dying_with_parent(command: list[str], stop_signal: signal.Signals) -> tuple[list[str], Callable[[], None] | None]:
+    """The command that gets ``stop_signal`` when its parent dies, and what the child must run before it, if anything.
+
+    By ``setpriv`` of util-linux where it is. Otherwise by Python between fork and exec, which in a process with many
+    threads now and then ends in a crash of the child.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is not None:
+        return [setpriv, "--pdeathsig", stop_signal.name.removeprefix("SIG"), "--", *command], None
     libc = ctypes.CDLL(None)  # Looked up before the fork: nothing may be loaded between fork and exec.
 
     def arm() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, int(stop_signal))
 
-    return arm
+    return command, arm
