@@ -28,6 +28,7 @@ from byline.embedded.valkey import PrivateValkey
 _TEMPLATE = "byline_template"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What one process must run when several share the tests (``-n 2 --dist loadgroup``): a file, for its fixtures;
     all of e2e, because they share one system of processes and some of them watch the clock."""
