@@ -35,7 +35,7 @@ lint: setup ## Style, types and protos
 	$(BIN)/buf lint
 
 test: setup ## All tests: unit, contract, integration, end to end, short chaos
-	OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadgroup
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 test-unit: setup ## Tests without servers or processes
 	$(PYTEST) tests/unit tests/contract

@@ -28,14 +28,18 @@ from byline.embedded.valkey import PrivateValkey
 _TEMPLATE = "byline_template"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process must run when several share the tests (``-n 2 --dist loadgroup``): a file, for its fixtures;
-    all of e2e, because they share one system of processes and some of them watch the clock."""
-    here = Path(__file__).parent
-    for item in items:
-        place = item.path.relative_to(here)
-        item.add_marker(pytest.mark.xdist_group("e2e" if place.parts[0] == "e2e" else place.as_posix()))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What one process runs when several share the tests (``-n 2``): a file, for its fixtures; all of e2e, because they
+    share one system of processes and some of them watch the clock."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            place = nodeid.split("::")[0]
+            return "e2e" if place.startswith("tests/e2e/") else place
+
+    return ByFile(config, log)
 
 
 def _plain(url: str) -> str:
