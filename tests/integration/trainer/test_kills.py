@@ -148,7 +148,7 @@ def test_every_step_of_a_trainer_is_one_of_them() -> None:
     assert named == {name for name in NAMES if name.startswith("trainer.")} | {"releases.before_rename"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_trainer_killed_at_any_step_leaves_nothing_half_published_and_the_next_one_goes_on(
     engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
 ):
@@ -184,7 +184,7 @@ def test_a_trainer_killed_at_any_step_leaves_nothing_half_published_and_the_next
     assert list(root.glob(".*")) == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_collection_killed_at_any_step_is_finished_by_the_next_and_never_touches_what_answers(
     engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
 ):
@@ -219,7 +219,7 @@ def fitted_set(place: Path) -> None:
     SketchSet(basis, np.arange(ITEMS), np.ones((ITEMS, 4), np.float32), {}, "sketch/1").save(place)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_purge_killed_at_any_step_is_finished_by_the_next_trainer_which_alone_closes_the_receipt(
     engine, world: World, database_url: str, tmp_path: Path  # noqa: F811
 ):
