@@ -21,7 +21,7 @@ from byline.db.listen import RELEASES
 from byline.db.models import Base
 from byline.db.session import transaction
 from byline.errors import ReleaseChanged, ReleaseNotEligible, ReleaseNotFound
-from byline.releases.manifest import CATALOGUE, ReleaseManifest
+from byline.releases.manifest import CATALOGUE, ReleaseManifest, verify_files
 from byline.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -107,7 +107,7 @@ class ReleaseRegistry:
             lock_receipts(connection, manifest.corpus_id)
             connection.execute(pg_insert(_releases).values(row).on_conflict_do_nothing(index_elements=["id"]))
             purged = purged_items(connection, manifest.corpus_id)
-            if purged and (held := purged & _items_in(directory)):
+            if purged and (held := purged & _items_in(directory, manifest)):
                 reopened = reopen_receipts(connection, manifest.corpus_id, sorted(held))
                 log.warning("release_holds_purged_items", release_id=manifest.release_id, items=len(held),
                             receipts=reopened)  # fmt: skip
@@ -223,11 +223,15 @@ class ReleaseRegistry:
             return _record(connection, release_id)
 
 
-def _items_in(directory: Path) -> frozenset[int]:
+def _items_in(directory: Path, manifest: ReleaseManifest) -> frozenset[int]:
+    """The items of a release that is being registered; ``manifest`` is what its builder made, and vouches for it."""
     from byline.releases.catalogue import catalogue_ids
 
     path = directory / CATALOGUE
-    return frozenset(catalogue_ids(path).tolist()) if path.is_file() else frozenset()
+    if not path.is_file():
+        return frozenset()
+    verify_files(directory, manifest, (CATALOGUE,))
+    return frozenset(catalogue_ids(path).tolist())
 
 
 def _lock(connection: Connection, model_id: str) -> datetime:
