@@ -29,7 +29,6 @@ from byline.releases.manifest import HEAD
 from byline.releases.purge import Places, purge
 from byline.releases.sketches import SketchParts, section_of
 from byline.teachers.first_order import AbuPlusLinear
-from byline.teachers.sketch_basis import BASIS
 from byline.teachers.sketch_fit import fit_sketches
 from services.gateway import reading
 from services.gateway.context import GatewayContext, build_context
@@ -89,12 +88,11 @@ def _sketches(bench: Bench, folder: Path) -> SketchParts:
     fitted = fit_sketches(
         linear, teacher_items(bench), dimensions=5, coordinates=400, token_rank=0, store=folder / "fit"
     )
-    fitted.save(folder / "sketches")
     section = section_of(
         teacher_id=fitted.teacher_id, dimensions=fitted.basis.dimensions, selection=fitted.basis.selection,
         query_draws=DRAWS, fidelity={},
     )  # fmt: skip
-    return SketchParts(fitted.item_ids, fitted.sketches, folder / "sketches" / BASIS, section)
+    return SketchParts(fitted.item_ids, fitted.sketches, fitted.basis, section)
 
 
 class Late:
