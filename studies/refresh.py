@@ -64,7 +64,7 @@ def make_head(train: LabelledSet, validation: LabelledSet, config: HeadConfig, e
         starts.Previous(*previous) if previous else None, keep=not learn, learn=learn,
         progress=lambda what, done, total: None,
     )  # fmt: skip
-    best = starts.best_of(found)
+    best = starts.by_validation(found)[0]
     return Fitted(best.fitted, best.start.value, {one.start.value: one.fitted.best_map for one in found})
 
 

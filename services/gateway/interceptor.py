@@ -127,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             finally:
                 seconds = time.perf_counter() - begun
                 self._observe(method, code, seconds)
-                if (trace := tracing.current()) is not None:
+                if (trace := tracing.told()) is not None:
                     tracing.finish(_finished(trace, method, code, seconds))
 
         return call

@@ -89,11 +89,6 @@ def by_validation(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda one: _order(one.fitted.best_map), reverse=True)
 
 
-def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The first of them."""
-    return by_validation(candidates)[0]
-
-
 def _order(quality: float) -> float:
     return quality if math.isfinite(quality) else -math.inf
 

@@ -7,13 +7,13 @@ theirs.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, text
 
 from byline.catalog.store import CatalogStore
-from byline.db.session import transaction
+from byline.db.session import database_time, transaction
 from byline.errors import ModelNotFound
 from byline.rankings.labelled import count_rankings
 from byline.releases.manifest import ReleaseManifest
@@ -73,9 +73,7 @@ class Observer:
 
     def now(self) -> datetime:
         """The database's time, which all others here are compared with. Raises DatabaseUnavailable."""
-        with transaction(self._engine) as connection:
-            found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-        return found.astimezone(UTC)
+        return database_time(self._engine)
 
     def last(self) -> LastRefresh | None:
         """The newest candidate of the model that was published or refused."""

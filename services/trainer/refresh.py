@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
 from byline.catalog.items import Item
 from byline.catalog.store import CatalogStore
-from byline.db.session import transaction
+from byline.db.session import database_time
 from byline.errors import BylineError, FeatureMismatch, ReleaseChanged
 from byline.evaluation.calibrate import Calibration
 from byline.evaluation.head_report import HeadReport, report_head
@@ -121,7 +121,7 @@ class Refresher:
         settings = self._settings
         failpoint("trainer.before_snapshot")
         model = self._catalog.model(settings.model_id)
-        snapshot_at = self._database_time()
+        snapshot_at = database_time(self._engine)  # before anything is read: what comes later is not in this snapshot
         items = self._catalog.items(model.corpus_id)
         splits = load_splits(self._rankings, settings.model_id, settings.teacher_family)
         active = self._registry.active(settings.model_id)
@@ -170,12 +170,6 @@ class Refresher:
         activated = self._publish(manifest.release_id, best.decision, active)
         start = best.candidate.start
         return RefreshOutcome(manifest.release_id, activated, best.decision, best.report, start, tuple(due))
-
-    def _database_time(self) -> datetime:
-        """Before anything is read: what comes later is not in this snapshot."""
-        with transaction(self._engine) as connection:
-            found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-        return found.astimezone(UTC)
 
     def _sketched(self, items: Sequence[Item], progress: Progress) -> tuple[SketchParts | None, str | None]:
         """The release's sketches, or None and why it has none: a head is published without them, too."""

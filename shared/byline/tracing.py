@@ -105,6 +105,12 @@ def export_to(sink: Sink) -> Callable[[], None]:
     return lambda: _sinks.remove(sink)
 
 
+def told() -> Trace | None:
+    """The span the caller runs in, if anybody is to be told of its end: what is told need not be put together else."""
+    found = _current.get()
+    return found if _sinks and found is not None and found.sampled else None
+
+
 def finish(finished: Finished) -> None:
     """Say that a span ended."""
     if finished.trace.sampled:

@@ -54,3 +54,14 @@ def test_lines_name_the_span_within_it_and_not_after() -> None:
             assert inner.trace_id == trace.trace_id and inner.parent_id == trace.span_id
         assert tracing.current() is trace
     assert tracing.current() is None and "trace_id" not in structlog.contextvars.get_contextvars()
+
+
+def test_the_end_of_a_span_is_told_only_where_somebody_listens_and_its_trace_is_sampled() -> None:
+    with tracing.within(span(CALLER, fixed)) as trace:
+        assert tracing.told() is None
+        stop = tracing.export_to(lambda _: None)
+        assert tracing.told() is trace
+        with tracing.within(span(CALLER[:-2] + "00", fixed)):
+            assert tracing.told() is None
+        stop()
+        assert tracing.told() is None

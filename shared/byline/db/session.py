@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
@@ -22,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from byline.errors import DatabaseUnavailable
 
-__all__ = ["Session", "database_url", "make_engine", "single_statements", "transaction"]
+__all__ = ["Session", "database_time", "database_url", "make_engine", "single_statements", "transaction"]
 
 
 #: A link that is cut says nothing. Without these a heartbeat would wait a quarter of an hour for an answer that will
@@ -97,6 +98,13 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """
     with _typed(), engine.begin() as connection:
         yield connection
+
+
+def database_time(engine: Engine) -> datetime:
+    """The present time by the database's clock, in UTC: machines need not agree on theirs. DatabaseUnavailable."""
+    with transaction(engine) as connection:
+        found: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return found.astimezone(UTC)
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def note_end(claim: Claim, outcome: RunOutcome, seconds: float) -> None:
     telemetry.STAGE_SECONDS.labels(stage, outcome.value).observe(seconds)
     telemetry.JOBS_COMPLETED.labels(stage, outcome.value).inc()
     log.info("stage_ended", outcome=outcome.value, seconds=round(seconds, 4), waited_s=round(claim.waited_s, 4))
-    if (trace := tracing.current()) is not None:
+    if (trace := tracing.told()) is not None:
         facts = {f"byline.{name}": value for name, value in facts_of(claim).items() if value is not None}
         failed = outcome in (RunOutcome.FAILED, RunOutcome.RETRIED, RunOutcome.LEASE_LOST)
         tracing.finish(
