@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from byline.evaluation.head_report import TEXT_FEATURES
 from byline.evaluation.head_slices import creator_of_top, distance_thirds, prompt_clusters
+from byline.teachers.racing import student_quantile
 from services.trainer.labels import RefreshLabels
 
 DoubleArray = npt.NDArray[np.float64]
@@ -69,15 +69,6 @@ def judge_slices(cuts: Cuts, candidate: DoubleArray, active: DoubleArray, confid
 def _at_most(gains: DoubleArray, level: float) -> float:
     error = float(gains.std(ddof=1)) / np.sqrt(len(gains))
     return float(gains.mean() + student_quantile(level, len(gains) - 1) * error)
-
-
-def student_quantile(level: float, freedom: int) -> float:
-    """The quantile of Student's t (Abramowitz & Stegun 26.7.5): to one per cent from 7 degrees of freedom on."""
-    z: float = NormalDist().inv_cdf(level)
-    terms = (
-        z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )  # fmt: skip
-    return sum((term / float(freedom) ** power for power, term in enumerate(terms)), start=0.0)
 
 
 def cuts_of(labels: RefreshLabels, blocks: Sequence[tuple[str, int]], seed: int) -> dict[str, list[str]]:

@@ -11,8 +11,9 @@ from byline.catalog.items import Item
 from byline.ranker.labelled_set import LabelledSet
 from byline.rankings.labelled import LabelSplits
 from byline.rankings.store import LabelledQuery
+from byline.teachers.racing import student_quantile
 from services.trainer.labels import LeftOut, RefreshLabels
-from services.trainer.slices import MINIMUM_QUERIES, cuts_of, judge_slices, student_quantile
+from services.trainer.slices import MINIMUM_QUERIES, cuts_of, judge_slices
 
 RNG = np.random.default_rng(0)
 
